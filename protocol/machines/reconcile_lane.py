@@ -1,0 +1,145 @@
+"""One lane of one set of blocks: everything a reconciliation computes, and nothing of what it says when.
+
+`SummaryView` is the port to the set itself. What is read off the peer's cells and lists comes
+back as values, with the rows of our blocks that the peer turns out to lack.
+"""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from protocol.machines.reconcile_turn import Answer, Batch, Listed, Places
+from protocol.merkle import diff
+from protocol.merkle.cells import (
+    CHECK_MASK,
+    I64,
+    SUM_BITS,
+    U8,
+    U64,
+    Flags,
+    Root,
+    Sums,
+    expand_spans,
+    mix,
+    sum_runs,
+)
+from protocol.merkle.diff import Verdict
+
+_SAMPLE_MASK = np.uint64(2 ** (8 * diff.SAMPLE_BYTES) - 1)
+
+
+class SummaryView(Protocol):
+    """A set of blocks that does not change for the length of a session. A *row* is a block's rank by id."""
+
+    def root(self) -> Root: ...
+    def whole(self, level: int, *, lane: int) -> Sums:
+        """All cells of a level."""
+
+    def cells(self, level: int, prefixes: U64, *, lane: int) -> Sums: ...
+    def spans(self, level: int, prefixes: U64) -> tuple[I64, I64]:
+        """The first row of each cell, and the row after its last. Level 0 is the whole set."""
+
+    def find(self, level: int, prefixes: U64, suffixes: U64, *, lane: int) -> I64:
+        """For each cell the row of the one block with that suffix; -1 if there is none, or several."""
+
+    def suffixes(self, rows: I64, *, lane: int) -> U64: ...
+    def total(self, rows: I64) -> Root:
+        """The root of a set that has only these rows."""
+
+    def ids(self, rows: I64) -> bytes: ...
+
+
+class Reading(NamedTuple):
+    """What the peer's cells told."""
+
+    states: U8
+    asks: U64
+    rows: I64
+
+
+class Match(NamedTuple):
+    """What the peer's list told."""
+
+    lacks: Flags
+    rows: I64
+
+
+class LaneReader:
+    """Reads the peer's cells against ours."""
+
+    def __init__(self, view: SummaryView, lane: int) -> None:
+        self._view, self._lane = view, lane
+
+    def cells(self, places: Places) -> Sums:
+        if len(places.prefixes) == 1 << places.level:
+            return self._view.whole(places.level, lane=self._lane)
+        return self._view.cells(places.level, places.prefixes, lane=self._lane)
+
+    def checks(self, places: Places) -> U64:
+        rows, edges = self.rows(places)
+        return sum_runs(mix(self._view.suffixes(rows, lane=self._lane)), edges)
+
+    def rows(self, places: Places) -> tuple[I64, I64]:
+        """All our rows in these cells, and where each cell begins among them."""
+        return expand_spans(*self._view.spans(*places))
+
+    def suffixes(self, rows: I64) -> U64:
+        return self._view.suffixes(rows, lane=self._lane)
+
+    def blocks_count(self, places: Places) -> int:
+        starts, stops = self._view.spans(*places)
+        return int((stops - starts).sum())
+
+    def find(self, places: Places, suffixes: U64) -> I64:
+        return self._view.find(*places, suffixes, lane=self._lane)
+
+    def sample(self, nonce: bytes, level: int) -> U64:
+        prefixes = diff.sample_prefixes(nonce, level)
+        return self._view.cells(level, prefixes, lane=self._lane).sums & _SAMPLE_MASK
+
+    def estimate(self, top: Batch, samples: bytes, *, nonce: bytes) -> float:
+        """How many blocks differ, from the peer's top cells and samples."""
+        verdicts = diff.compare(self.cells(top.places), top.theirs).verdicts
+        shares = [(top.places.level, float(np.mean(verdicts != Verdict.SAME)))]
+        theirs = np.frombuffer(samples, ">u2").astype(np.uint64).reshape(-1, diff.SAMPLE_CELLS)
+        for nth, sample in enumerate(theirs):
+            level = diff.TOP_LEVEL + 2 + 2 * nth
+            shares.append((level, float(np.mean(self.sample(nonce, level) != sample))))
+        return diff.estimate(shares)
+
+    def read(self, batch: Batch) -> Reading:
+        """Subtract their cells from ours, and say about each what can be said."""
+        places = batch.places
+        verdicts, suffixes = diff.compare(self.cells(places), batch.theirs)
+        theirs_empty = places.only(verdicts == Verdict.THEIRS_EMPTY)
+        singles = np.flatnonzero(verdicts == Verdict.MINE_SINGLE)
+        found = self.find(Places(places.level, places.prefixes[singles]), suffixes[singles])
+        asks = np.flatnonzero(verdicts == Verdict.THEIRS_SINGLE)
+        asks = asks[self._is_certain(batch, asks, suffixes[asks])]
+        states = np.full(len(verdicts), Answer.OPEN, np.uint8)
+        states[(verdicts == Verdict.SAME) | (verdicts == Verdict.THEIRS_EMPTY)] = Answer.SETTLED
+        states[verdicts == Verdict.MINE_EMPTY] = Answer.NONE
+        states[singles[found >= 0]] = Answer.SETTLED
+        states[asks] = Answer.ASK
+        return Reading(states, suffixes[asks], np.concatenate([self.rows(theirs_empty)[0], found[found >= 0]]))
+
+    def _is_certain(self, batch: Batch, at: I64, suffixes: U64) -> Flags:
+        """Whether the checks agree that the peer has one block more in these cells. True if there are no checks."""
+        if batch.checks is None:
+            return np.ones(len(at), np.bool_)
+        mine = self.checks(Places(batch.places.level, batch.places.prefixes[at]))
+        surplus: U64 = (batch.checks[at] - mine) & CHECK_MASK
+        return np.equal(surplus, mix(suffixes))
+
+    def match(self, listed: Listed) -> Match:
+        """Which of the short ids that the peer listed we lack, and which of our rows there it did not list."""
+        rows, edges = self.rows(listed.places)
+        cells = np.repeat(np.arange(len(edges) - 1, dtype=np.int64), np.diff(edges))
+        mine = _keys(cells, self.suffixes(rows))
+        theirs = _keys(listed.cells, listed.suffixes)
+        return Match(~np.isin(theirs, mine), rows[~np.isin(mine, theirs)])
+
+
+def _keys(cells: I64, suffixes: U64) -> U64:
+    """A suffix means something only within its cell."""
+    return (cells.astype(np.uint64) << np.uint64(SUM_BITS)) | suffixes

@@ -1,0 +1,156 @@
+"""Reading the difference of two runs of cells, and deciding where to look closer.
+
+A cell where one block differs *is* that block: the difference of the sums is its suffix. What
+remains are cells with several differences, and for those there is a choice of how far to
+split them before it is cheaper to name everything in them. The choice here is always the one
+of least expected bytes; the number of turns is bounded by the machine, not by this file.
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+from math import log, log2
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from protocol.limits import SUMMARY_LEVEL_MAX, SUMMARY_SAMPLES_MAX, SUMMARY_TURN_CELLS_MAX
+from protocol.merkle.cells import COUNT_MASK, RECORD_BYTES, SUM_MASK, U8, U64, Flags, Sums
+
+TOP_LEVEL: Final = 7
+"""The level that opens a session: 640 bytes, and enough to finish one with a hundred differences."""
+
+SAMPLE_CELLS: Final = 64
+SAMPLE_BYTES: Final = 2
+FIRST_SPLIT_BITS: Final = 3
+"""Two differences that share a cell part in 7 of 8 cases, for 40 bytes."""
+
+LIST_SHARE: Final = 3
+"""Over one difference in so many blocks, naming every block is no dearer than searching (5 bytes a block against
+14 a difference, measured), and takes three turns instead of six."""
+
+LIST_CELL_BLOCKS: Final = 16
+"""Lists are cut into cells of about this many blocks. Short ids are matched within a cell, so two blocks are
+taken for one with a chance of 2^-28 a cell, however many blocks there are and wherever they crowd."""
+
+_SATURATED: Final = 0.8
+_CHECKED_BYTES: Final = RECORD_BYTES + 2
+
+
+class Verdict(IntEnum):
+    """What the difference of two cells tells."""
+
+    SAME = 0
+    THEIRS_EMPTY = 1
+    MINE_EMPTY = 2
+    MINE_SINGLE = 3
+    """If I hold the suffix here, it is the one block that they lack."""
+    THEIRS_SINGLE = 4
+    """If they hold the suffix here, it is the one block that I lack. Only they can tell."""
+    UNRESOLVED = 5
+
+
+class Comparison(NamedTuple):
+    verdicts: U8
+    suffixes: U64
+    """For the singles: the suffix of the block."""
+
+
+def compare(mine: Sums, theirs: Sums) -> Comparison:
+    """Subtract their cells (as cut for the wire) from mine (whole)."""
+    delta = (mine.sums - theirs.sums) & SUM_MASK
+    surplus = (mine.counts - theirs.counts) & COUNT_MASK
+    same = (delta == 0) & (surplus == 0)
+    rules: list[tuple[Flags, Verdict]] = [
+        (same, Verdict.SAME),
+        ((theirs.sums == 0) & (theirs.counts == 0), Verdict.THEIRS_EMPTY),
+        (mine.counts == 0, Verdict.MINE_EMPTY),
+        (surplus == 1, Verdict.MINE_SINGLE),
+        (surplus == COUNT_MASK, Verdict.THEIRS_SINGLE),
+    ]
+    verdicts = np.select([rule for rule, _ in rules], [verdict for _, verdict in rules], Verdict.UNRESOLVED)
+    suffixes = np.where(surplus == 1, delta, (np.uint64(0) - delta) & SUM_MASK)
+    return Comparison(verdicts.astype(np.uint8), suffixes)
+
+
+def sample_levels(blocks: int) -> range:
+    """Which levels a set of this size samples: every second one, down to where cells hold a block or two."""
+    deepest = deepest_level(blocks)
+    return range(TOP_LEVEL + 2, min(deepest - 2, TOP_LEVEL + 2 * SUMMARY_SAMPLES_MAX + 1), 2)
+
+
+def sample_prefixes(nonce: bytes, level: int) -> U64:
+    """The 64 neighbouring cells of a level that are sampled.
+
+    The nonce chooses them: whoever makes blocks cannot know where we will look, and so cannot
+    crowd the sample to make a small difference look large.
+    """
+    group = int.from_bytes(nonce[:8], "big") >> (64 - level) << 6 & ((1 << level) - 1)
+    return np.arange(group, group + SAMPLE_CELLS, dtype=np.uint64)
+
+
+def estimate(differing: Sequence[tuple[int, float]]) -> float:
+    """How many blocks differ, from (level, share of cells that differ), shallowest first.
+
+    Balls in bins: d blocks leave a share of exp(-d / 2^level) cells untouched. The first level
+    that is not crowded is the best; if all are, the answer is only a lower bound.
+    """
+    guess = 1.0
+    for level, share in differing:
+        touched = min(share, 1 - 1 / (2 * SAMPLE_CELLS))
+        guess = max(-(2.0**level) * log(1 - touched), 1.0)
+        if share < _SATURATED:
+            break
+    return guess
+
+
+def deepest_level(blocks: int) -> int:
+    """Where cells hold a quarter of a block: below, two ids that still share a cell are no accident."""
+    return min(max(blocks, 1).bit_length() + 1, SUMMARY_LEVEL_MAX)
+
+
+class FirstStep(NamedTuple):
+    """How to answer an opening summary: `level` 0 means with what it already shows."""
+
+    level: int
+    list_all: bool
+
+
+def plan_first(differences: float, *, mine_count: int, theirs_count: int) -> FirstStep:
+    """Answer from the top cells, send a whole level, or list everything."""
+    least, most = sorted((mine_count, theirs_count))
+    if least == 0:
+        return FirstStep(0, False)
+    # Whoever holds far more must not list: the other's list is short, and cells lead there.
+    if differences * LIST_SHARE > most and mine_count <= 4 * theirs_count:
+        return FirstStep(0, True)
+    # About one difference in two cells: then nine cells in ten hold none or one.
+    level = min(round(log2(differences) + 1), least.bit_length(), SUMMARY_TURN_CELLS_MAX.bit_length() - 1)
+    return FirstStep(level if level > TOP_LEVEL + 1 else 0, False)
+
+
+def plan_next(open_count: int, *, level: int, blocks: int, is_first: bool) -> int:
+    """The level at which to look at `open_count` cells that hold `blocks` of ours; the same level means: list them.
+
+    A split by 2^j costs 2^j cells each, and of the cells that come out of it about 1.5 / 2^j times as
+    many as went in stay open, to be listed by the one who answers.
+    """
+    list_bytes = blocks * RECORD_BYTES
+    if is_first:
+        split = open_count << FIRST_SPLIT_BITS
+        is_cheaper = split * RECORD_BYTES < list_bytes and split <= SUMMARY_TURN_CELLS_MAX
+        return min(level + FIRST_SPLIT_BITS, SUMMARY_LEVEL_MAX) if is_cheaper else level
+    best, least = level, float(list_bytes)
+    for bits in range(1, SUMMARY_LEVEL_MAX - level + 1):
+        split = open_count << bits
+        if split > SUMMARY_TURN_CELLS_MAX or split * _CHECKED_BYTES > least:
+            break
+        cost = split * _CHECKED_BYTES + list_bytes * min(1.0, 1.5 / 2**bits) / 2**bits
+        if cost < least:
+            best, least = level + bits, cost
+    return best
+
+
+def plan_list(open_count: int, *, level: int, blocks: int) -> int:
+    """The level at which to list `blocks` blocks in `open_count` cells."""
+    crowd = blocks // (open_count * LIST_CELL_BLOCKS)
+    return min(level + max(crowd.bit_length() - 1, 0), SUMMARY_LEVEL_MAX)

@@ -1,0 +1,1 @@
+"""What is said: one frozen dataclass a message, one number each, for ever."""

@@ -1,0 +1,142 @@
+"""The sealed block: the same bytes on our disk, on the wire, and on the peer's disk.
+
+A body is compressed once, where it is cut, and never packed again. The header says what
+follows without opening it, so a store can be walked, and an index rebuilt, from segments
+alone. Layout, big-endian, 52 bytes and then the payload:
+
+    magic  version kind  codec flags  body_bytes payload_bytes  id   crc32 of the 48 before it
+    4s     B       B     B     B      I          I              32s  I
+
+`flags` is zero in this version, and refused otherwise. The id is the truth about the *body*;
+the checksum only tells a torn or misread header from a real one without hashing anything.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+from zlib import crc32
+
+import lz4.block
+
+from protocol.errors import BadBlock, Malformed, TooLarge
+from protocol.ids import BlockId
+from protocol.limits import BLOCK_BODY_MAX
+from protocol.wire.hashing import Kind, block_id
+
+Buffer = bytes | bytearray | memoryview
+
+MAGIC: Final = b"\x89RSB"
+VERSION: Final = 1
+_FIELDS: Final = struct.Struct(">4sBBBBII32s")
+_CRC: Final = struct.Struct(">I")
+HEADER_BYTES: Final = _FIELDS.size + _CRC.size
+assert HEADER_BYTES == 52
+
+_KINDS: Final = frozenset(int(kind) for kind in Kind)
+
+
+class Codec(IntEnum):
+    """How the payload was made from the body."""
+
+    RAW = 0
+    LZ4 = 1
+
+
+_SAVING_MIN: Final = 16
+"""LZ4 is kept if it saves at least a sixteenth: below that, opening the block costs more than it saves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A parsed and checked header."""
+
+    kind: int
+    codec: int
+    body_bytes: int
+    payload_bytes: int
+    block_id: BlockId
+
+    @property
+    def sealed_bytes(self) -> int:
+        return HEADER_BYTES + self.payload_bytes
+
+
+def seal(kind: int, body: Buffer, *, named: BlockId | None = None) -> bytes:
+    """Wrap `body` for the store and the wire, and prove that it can be unwrapped again.
+
+    `named` is the id, if the caller has computed it already (to look for a duplicate).
+    The result is opened and hashed before it is returned: a codec or a memory fault between
+    the first hash and the last copy must not reach a disk (restic#4523).
+
+    Raises `TooLarge` over `BLOCK_BODY_MAX`, `BadBlock` if the proof fails.
+    """
+    size = len(body)
+    if size > BLOCK_BODY_MAX:
+        raise TooLarge(f"a block of {size} bytes; the limit is {BLOCK_BODY_MAX}")
+    name = block_id(kind, body) if named is None else named
+    codec, payload = Codec.RAW, body
+    if size > HEADER_BYTES:
+        packed: bytes = lz4.block.compress(body, store_size=False)
+        if len(packed) <= size - size // _SAVING_MIN:
+            codec, payload = Codec.LZ4, packed
+    fields = _FIELDS.pack(MAGIC, VERSION, kind, codec, 0, size, len(payload), name)
+    sealed = b"".join((fields, _CRC.pack(crc32(fields)), payload))
+    unseal(sealed)
+    return sealed
+
+
+def parse_header(data: Buffer, at: int = 0) -> Header:
+    """Read the header that starts at `at`.
+
+    Raises `Malformed` if it is not a header or is cut short, `TooLarge` if its sizes are over the limit.
+    """
+    if len(data) - at < HEADER_BYTES:
+        raise Malformed("the header of a sealed block is cut short")
+    magic, version, kind, codec, flags, body_bytes, payload_bytes, name = _FIELDS.unpack_from(data, at)
+    if magic != MAGIC:
+        raise Malformed("not a sealed block")
+    if _CRC.unpack_from(data, at + _FIELDS.size)[0] != crc32(data[at : at + _FIELDS.size]):
+        raise Malformed("the header of a sealed block is damaged")
+    if version != VERSION or flags or kind not in _KINDS or codec > Codec.LZ4:
+        raise Malformed(f"a sealed block of version {version}, kind {kind}, codec {codec}, flags {flags}")
+    if body_bytes > BLOCK_BODY_MAX or payload_bytes > body_bytes:
+        raise TooLarge(f"a sealed block of {payload_bytes} bytes for a body of {body_bytes}")
+    return Header(kind, codec, body_bytes, payload_bytes, BlockId(name))
+
+
+def unseal(data: Buffer, at: int = 0) -> tuple[Header, Buffer]:
+    """Open the sealed block at `at` and prove that its body has the id it claims.
+
+    Returns the header and the body; a raw body is a view into `data`, not a copy.
+    Raises `Malformed`, `TooLarge`, or `BadBlock` if the bytes are not the bytes that were sealed.
+    """
+    header = parse_header(data, at)
+    start, end = at + HEADER_BYTES, at + header.sealed_bytes
+    if len(data) < end:
+        raise Malformed("the payload of a sealed block is cut short")
+    payload = memoryview(data)[start:end]
+    body: Buffer = payload
+    if header.codec == Codec.LZ4:
+        try:
+            body = lz4.block.decompress(payload, uncompressed_size=header.body_bytes)
+        except lz4.block.LZ4BlockError as error:
+            raise BadBlock(f"LZ4 cannot open it: {error}") from error
+    if len(body) != header.body_bytes or block_id(header.kind, body) != header.block_id:
+        raise BadBlock("the body does not have the id that the header claims")
+    return header, body
+
+
+def walk(data: Buffer) -> Iterator[tuple[int, Header]]:
+    """The offset and header of each sealed block in a run of whole ones. Bodies are not opened.
+
+    Raises what `parse_header` raises, and `Malformed` if the last one is cut short.
+    """
+    at, end = 0, len(data)
+    while at < end:
+        header = parse_header(data, at)
+        if at + header.sealed_bytes > end:
+            raise Malformed("the last sealed block of a run is cut short")
+        yield at, header
+        at += header.sealed_bytes

@@ -1,0 +1,80 @@
+"""Speaking to a running node from another process on the same machine.
+
+Every call that changes something carries an id chosen here, so a call whose answer was lost,
+because the node was restarted in the middle, is simply made again.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from replicator.core.errors import NodeDown, ReplicatorError
+
+_POLL_S: Final = 0.15
+_UNFINISHED: Final = ("queued", "running")
+
+
+class RemoteError(ReplicatorError):
+    """An error that the node reported, with the node's own code and exit code."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        super().__init__(body.get("message", "The node reported an error."), hint=body.get("hint", ""))
+        self.code = body.get("code", "internal")  # type: ignore[misc]
+        self.exit_code = body.get("exit_code", 70)  # type: ignore[misc]
+
+
+class NodeClient:
+    """A client of one node's socket. `patience_s` is how long to wait for a node that does not answer."""
+
+    def __init__(self, socket_path: Path, *, patience_s: float = 0.0) -> None:
+        self._socket_path = socket_path
+        self._patience_s = patience_s
+        transport = httpx.HTTPTransport(uds=str(socket_path))
+        self._http = httpx.Client(transport=transport, base_url="http://node", timeout=60.0)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self._call("GET", path, query=query)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._call("POST", path, body=body)
+
+    def delete(self, path: str) -> Any:
+        return self._call("DELETE", path)
+
+    def _call(self, method: str, path: str, *, query: Any = None, body: Any = None) -> Any:
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                answer = self._http.request(method, path, params=query, json=body)
+                break
+            except httpx.TransportError as error:
+                if time.monotonic() >= deadline:
+                    raise NodeDown(
+                        f"No node answers at {self._socket_path}.", hint="Start it with `replicator up`."
+                    ) from error
+                time.sleep(0.1)
+        if answer.status_code >= 400:
+            raise RemoteError(answer.json())
+        return answer.json() if answer.headers.get("content-type", "").startswith("application/json") else answer.text
+
+    def run_job(
+        self, kind: str, args: dict[str, Any], *, job_id: str, on_progress: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        """Submit a job, show how it goes, and return its result. Raises `RemoteError` if it failed."""
+        job = self.post("/v1/jobs", {"kind": kind, "args": args, "job_id": job_id})
+        while job["state"] in _UNFINISHED:
+            on_progress(job)
+            time.sleep(_POLL_S)
+            job = self.get(f"/v1/jobs/{job_id}")
+        if job["state"] == "failed":
+            raise RemoteError(job["error"])
+        if job["state"] == "cancelled":
+            raise RemoteError({"code": "job_cut", "message": f"Job {job_id} was cancelled.", "exit_code": 75})
+        result: dict[str, Any] = job["result"]
+        return result

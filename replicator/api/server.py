@@ -1,0 +1,233 @@
+"""The node's HTTP API.
+
+Two doors, one set of handlers. The Unix socket in the state directory takes everything: who
+may open it is the file system's decision. The TCP port on loopback only answers questions
+(status, health, metrics), so that Prometheus and a browser can look without any right to act.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from hypercorn.config import Config, Sockets
+from hypercorn.trio import serve
+from litestar import Litestar, MediaType, Request, Response, delete, get, post
+from litestar.exceptions import HTTPException
+from litestar.openapi.config import OpenAPIConfig
+
+from replicator.api.schema import (
+    HoldRequest,
+    InviteRequest,
+    JobRequest,
+    JoinRequest,
+    ProtectRequest,
+    SyncRequest,
+    ThrottleRequest,
+)
+from replicator.api.views import NodeView
+from replicator.core.errors import ConfigError, ReplicatorError
+from replicator.net.pairing import split_address
+
+_HTTP_STATUS: Final = {64: 400, 66: 404, 73: 507, 75: 409, 77: 403}
+
+
+def _on_error(_: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+    assert isinstance(error, ReplicatorError)
+    body = {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+    return Response(body, status_code=_HTTP_STATUS.get(error.exit_code, 500))
+
+
+def _on_http_error(_: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    detail = error.detail if isinstance(error, HTTPException) else "an internal error"
+    body = {"code": "usage" if status < 500 else "internal", "message": detail, "hint": "", "exit_code": 64}
+    return Response(body, status_code=status)
+
+
+def make_apps(view: NodeView) -> tuple[Litestar, Litestar]:
+    """The application for the socket, and the one that may only look."""
+
+    @get("/v1/status", sync_to_thread=False)
+    def status() -> dict[str, Any]:
+        return view.status()
+
+    @get("/health", sync_to_thread=False)
+    def health() -> dict[str, str]:
+        return {"health": "up"}
+
+    @get("/metrics", media_type=MediaType.TEXT, sync_to_thread=False)
+    def metrics() -> bytes:
+        return view.metrics()
+
+    @get("/v1/peers", sync_to_thread=False)
+    def peers() -> list[dict[str, Any]]:
+        return view.peers()
+
+    @delete("/v1/peers/{name:str}", sync_to_thread=False, status_code=200)
+    def revoke(name: str) -> dict[str, Any]:
+        return view.revoke(name)
+
+    @post("/v1/pair/invite", sync_to_thread=False)
+    def invite(data: InviteRequest) -> dict[str, Any]:
+        return view.invite(minutes=data.minutes)
+
+    @post("/v1/pair/join")
+    async def pair_join(data: JoinRequest) -> dict[str, Any]:
+        return await view.join(data.code)
+
+    @post("/v1/protect", sync_to_thread=False)
+    def protect(data: ProtectRequest) -> dict[str, Any]:
+        return view.protect(data)
+
+    @get("/v1/volumes", sync_to_thread=False)
+    def volumes() -> list[dict[str, Any]]:
+        return view.volumes()
+
+    @get("/v1/snapshots", sync_to_thread=False)
+    def snapshots(volume: str = "") -> list[dict[str, Any]]:
+        return view.snapshots(volume)
+
+    @get("/v1/snapshots/{name:str}", sync_to_thread=False)
+    def snapshot(name: str) -> dict[str, Any]:
+        return view.snapshot(name)
+
+    @get("/v1/snapshots/{name:str}/entries")
+    async def snapshot_entries(name: str, path: str = "") -> list[dict[str, Any]]:
+        return await view.entries(name, path)
+
+    @delete("/v1/snapshots/{name:str}", sync_to_thread=False, status_code=200)
+    def snapshot_delete(name: str) -> dict[str, Any]:
+        return view.delete_snapshot(name)
+
+    @post("/v1/snapshots/{name:str}/hold", sync_to_thread=False)
+    def snapshot_hold(name: str, data: HoldRequest) -> dict[str, Any]:
+        return view.hold(name, data.reason)
+
+    @get("/v1/syncs", sync_to_thread=False)
+    def syncs() -> list[dict[str, Any]]:
+        return view.syncs()
+
+    @post("/v1/syncs", sync_to_thread=False)
+    def sync_add(data: SyncRequest) -> dict[str, Any]:
+        return view.add_sync(data)
+
+    @get("/v1/jobs", sync_to_thread=False)
+    def jobs(limit: int = 50) -> list[dict[str, Any]]:
+        return view.jobs(limit)
+
+    @post("/v1/jobs", sync_to_thread=False)
+    def job_submit(data: JobRequest) -> dict[str, Any]:
+        return view.submit(data)
+
+    @get("/v1/jobs/{job_id:str}", sync_to_thread=False)
+    def job(job_id: str) -> dict[str, Any]:
+        return view.job(job_id)
+
+    @delete("/v1/jobs/{job_id:str}", sync_to_thread=False, status_code=200)
+    def job_cancel(job_id: str) -> dict[str, Any]:
+        return view.cancel(job_id)
+
+    @get("/v1/repairs", sync_to_thread=False)
+    def repairs(limit: int = 100) -> list[dict[str, Any]]:
+        return view.repairs(limit)
+
+    @post("/v1/throttle", sync_to_thread=False)
+    def throttle(data: ThrottleRequest) -> dict[str, Any]:
+        return view.throttle(data)
+
+    looking = [status, health, metrics]
+    acting = [
+        peers, revoke, invite, pair_join, protect, volumes, snapshots, snapshot, snapshot_entries, snapshot_delete,
+        snapshot_hold, syncs, sync_add, jobs, job_submit, job, job_cancel, repairs, throttle,
+    ]  # fmt: skip
+    return _app([*looking, *acting]), _app(looking)
+
+
+def _app(handlers: Sequence[Any]) -> Litestar:
+    return Litestar(
+        route_handlers=handlers,
+        exception_handlers={ReplicatorError: _on_error, HTTPException: _on_http_error},
+        openapi_config=OpenAPIConfig(title="replicator", version="1"),
+        # Litestar would otherwise put its own handler on the root logger and print everything twice.
+        logging_config=None,
+    )
+
+
+class ApiServer:
+    """Both doors. Bind first (so that a taken port is an error at the start), then run."""
+
+    def __init__(self, view: NodeView, *, socket_path: Path, http: str) -> None:
+        self._full, self._looking = make_apps(view)
+        self._socket_path = socket_path
+        self._http = http
+        self._unix: socket.socket | None = None
+        self._tcp: socket.socket | None = None
+        self.http_address = http
+
+    def bind(self) -> None:
+        """Raises `ConfigError`. The caller holds the store's lock, so a socket file that is here is a leftover."""
+        self._socket_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._socket_path.unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            self._unix = socket.socket(socket.AF_UNIX)
+            self._unix.bind(str(self._socket_path))
+            self._unix.listen(64)
+        finally:
+            os.umask(before)
+        if self._http:
+            self._tcp = _bind_tcp(self._http)
+            self.http_address = f"{self._http.rpartition(':')[0]}:{self._tcp.getsockname()[1]}"
+
+    async def run(self, *, shutdown: Callable[[], Any]) -> None:
+        """Serve until `shutdown` returns."""
+        async with trio.open_nursery() as nursery:
+            assert self._unix is not None
+            nursery.start_soon(_serve, self._full, self._unix, shutdown)
+            if self._tcp is not None:
+                nursery.start_soon(_serve, self._looking, self._tcp, shutdown)
+
+    def close(self) -> None:
+        for one in (self._unix, self._tcp):
+            if one is not None:
+                one.close()
+        self._socket_path.unlink(missing_ok=True)
+
+
+def _bind_tcp(address: str) -> socket.socket:
+    host, port = split_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"Cannot serve HTTP on {address}: {error.strerror}.",
+            hint='Another program has that port: change `http` in config.toml, or set it to "" for none.',
+        ) from error
+    listener.listen(64)
+    return listener
+
+
+class _BoundConfig(Config):
+    """Hypercorn's settings over a socket that we have bound ourselves."""
+
+    def __init__(self, bound: socket.socket) -> None:
+        super().__init__()
+        self._bound = bound
+        self.accesslog = None
+        self.errorlog = None
+        self.graceful_timeout = 0.5
+        self.shutdown_timeout = 1.0
+
+    def create_sockets(self) -> Sockets:
+        return Sockets([], [self._bound], [])
+
+
+async def _serve(app: Litestar, bound: socket.socket, shutdown: Callable[[], Any]) -> None:
+    await serve(app, _BoundConfig(bound), shutdown_trigger=shutdown)  # type: ignore[arg-type]

@@ -1,0 +1,247 @@
+"""What the API's handlers do, without any HTTP in it."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from protocol.ids import VolumeId
+from replicator.api.schema import JobRequest, ProtectRequest, SyncRequest, ThrottleRequest
+from replicator.catalog.catalog import EVERY_VOLUME
+from replicator.catalog.model import Snapshot, Volume
+from replicator.catalog.retention import parse_keep
+from replicator.core.errors import SourceError, UsageError
+from replicator.monitor.metrics import render_metrics
+from replicator.monitor.status import StatusSources, describe_job, node_status
+from replicator.net.pairing import INVITE_S, PairingCode, join
+from replicator.restore.browse import list_folder
+
+_TIMELY_S: Final = 1.0
+
+
+class NodeView:
+    """The running node as its API shows it."""
+
+    def __init__(self, sources: StatusSources, *, wake: Callable[[], None]) -> None:
+        self._sources = sources
+        self._parts = sources.parts
+        self._mesh = sources.mesh
+        self._jobs = sources.jobs
+        self._wake = wake
+
+    # -- looking --------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        return node_status(self._sources)
+
+    def metrics(self) -> bytes:
+        return render_metrics(self.status)
+
+    def peers(self) -> list[dict[str, Any]]:
+        peers: list[dict[str, Any]] = self.status()["peers"]
+        return peers
+
+    def volumes(self) -> list[dict[str, Any]]:
+        volumes: list[dict[str, Any]] = self.status()["volumes"]
+        return volumes
+
+    def syncs(self) -> list[dict[str, Any]]:
+        syncs: list[dict[str, Any]] = self.status()["syncs"]
+        return syncs
+
+    # -- pairing --------------------------------------------------------------------------
+
+    def invite(self, *, minutes: float) -> dict[str, Any]:
+        if not 0 < minutes <= 10:
+            raise UsageError("A pairing code lives for up to 10 minutes.")
+        parts = self._parts
+        seconds = min(INVITE_S, minutes * 60)
+        invite_id, secret = parts.entropy.token(16), parts.entropy.token(16)
+        expires_ns = parts.clock.now_ns() + int(seconds * 1e9)
+        parts.catalog.peers.add_invite(invite_id, secret, expires_ns=expires_ns)
+        self._mesh.trust_changed()
+        code = PairingCode(self._mesh.addresses, parts.site_id, invite_id, secret)
+        return {"code": str(code), "expires_in_s": seconds, "addresses": list(self._mesh.addresses)}
+
+    async def join(self, text: str) -> dict[str, Any]:
+        code = PairingCode.parse(text)
+        if code.inviter == self._parts.site_id:
+            raise UsageError("This pairing code is this node's own.", hint="Use it on the other site.")
+        welcome, reached = await join(
+            code, self._mesh.identity, name=self._parts.site_name, addresses=self._mesh.addresses
+        )
+        addresses = list(dict.fromkeys([reached, *welcome.addresses]))
+        peer = self._parts.catalog.peers.add(welcome.site_id, name=welcome.name, addresses=addresses)
+        self._mesh.trust_changed()
+        return {"peer": peer.name, "site_id": peer.site_id.hex(), "addresses": list(peer.addresses)}
+
+    def revoke(self, name: str) -> dict[str, Any]:
+        peer = self._parts.catalog.peers.find(name)
+        self._parts.catalog.peers.revoke(peer.site_id)
+        self._mesh.trust_changed()
+        return {"revoked": peer.name, "site_id": peer.site_id.hex()}
+
+    # -- protecting -----------------------------------------------------------------------
+
+    def protect(self, request: ProtectRequest) -> dict[str, Any]:
+        """Make, or find by its path, a volume; set its promise; and see that it goes where it should."""
+        parts = self._parts
+        path = Path(os.path.abspath(request.path))
+        parse_keep(request.keep)
+        peers = [parts.catalog.peers.find(name) for name in request.to]
+        kind = request.kind or _kind_of(path)
+        if kind not in ("tree", "image"):
+            raise UsageError(f"{kind!r} is not a kind of volume.", hint="Kinds: tree, image.")
+        known = [volume for volume in parts.catalog.volumes() if volume.path == os.fsencode(path)]
+        if not known:
+            parts.catalog.add_volume(self._new_volume(path, request, kind))
+        volume = next(v for v in parts.catalog.volumes() if v.path == os.fsencode(path))
+        if request.every_s:
+            if request.every_s < _TIMELY_S:
+                raise UsageError("Snapshots more often than once a second are not a thing.")
+            parts.catalog.set_protection(volume.volume_id, every_s=request.every_s, keep=request.keep)
+        syncs = [self._add_sync(volume.volume_id, peer.site_id) for peer in peers]
+        self._wake()
+        return {"volume": volume.name, "volume_id": volume.volume_id.hex(), "kind": volume.kind, "syncs": syncs}
+
+    def _new_volume(self, path: Path, request: ProtectRequest, kind: str) -> Volume:
+        parts = self._parts
+        wanted = request.name or path.name or "root"
+        taken = {volume.name for volume in parts.catalog.volumes()}
+        name, number = wanted, 2
+        while name in taken:
+            name, number = f"{wanted}-{number}", number + 1
+        return Volume(
+            volume_id=VolumeId(parts.entropy.token(16)),
+            name=name,
+            kind=kind,
+            origin=parts.site_id,
+            path=os.fsencode(path),
+            block_bytes=parts.ingest.image_block_bytes if kind == "image" else 0,
+            exclude=tuple(request.exclude),
+        )
+
+    def _add_sync(self, volume_id: VolumeId, peer: bytes) -> str:
+        return self._parts.catalog.add_sync(self._parts.entropy.token(4).hex(), volume_id=volume_id, peer=peer, keep="")
+
+    def add_sync(self, request: SyncRequest) -> dict[str, Any]:
+        parts = self._parts
+        peer = parts.catalog.peers.find(request.to)
+        volume_id = parts.catalog.find_volume(request.volume).volume_id if request.volume else EVERY_VOLUME
+        sync_id = self._add_sync(volume_id, peer.site_id)
+        self._wake()
+        return {"sync_id": sync_id, "peer": peer.name, "volume": request.volume or "every volume"}
+
+    # -- snapshots ------------------------------------------------------------------------
+
+    def snapshots(self, volume: str) -> list[dict[str, Any]]:
+        catalog = self._parts.catalog
+        volume_id = catalog.find_volume(volume).volume_id if volume else None
+        receipts = catalog.receipts()
+        holders: dict[bytes, list[str]] = {}
+        for snapshot_id, site in receipts:
+            holders.setdefault(snapshot_id, []).append(catalog.peers.name_of(site))
+        return [self._describe(one, holders.get(one.snapshot_id, [])) for one in catalog.snapshots(volume_id)]
+
+    def snapshot(self, text: str) -> dict[str, Any]:
+        catalog = self._parts.catalog
+        found = catalog.find_snapshot(text)
+        holders = [catalog.peers.name_of(site) for one, site in catalog.receipts() if one == found.snapshot_id]
+        return self._describe(found, holders)
+
+    def _describe(self, snapshot: Snapshot, holders: list[str]) -> dict[str, Any]:
+        record = snapshot.record
+        return {
+            "snapshot": record.snapshot_id.hex(),
+            "volume": record.volume_name,
+            "volume_id": record.volume_id.hex(),
+            "kind": record.kind,
+            "origin": record.origin.hex(),
+            "sequence": record.sequence,
+            "taken_ns": record.taken_ns,
+            "received_ns": snapshot.received_ns,
+            "age_s": round((self._parts.clock.now_ns() - record.taken_ns) / 1e9, 3),
+            "root": record.root.hex(),
+            "size_bytes": record.size_bytes,
+            "entries": record.entries,
+            "skipped": record.skipped,
+            "consistency": record.consistency,
+            "tags": list(record.tags),
+            "system_id": record.system_id.hex(),
+            "held": snapshot.held,
+            "held_by": sorted(holders),
+        }
+
+    async def entries(self, text: str, path: str) -> list[dict[str, Any]]:
+        record = self._parts.catalog.find_snapshot(text).record
+        if record.kind != "tree":
+            raise UsageError(f"{record.volume_name} is an image: it has no paths.")
+        return await list_folder(self._parts.reader, record.root, os.fsencode(path))
+
+    def delete_snapshot(self, text: str) -> dict[str, Any]:
+        found = self._parts.catalog.find_snapshot(text)
+        self._parts.catalog.delete_snapshots([found.snapshot_id])
+        return {"deleted": found.snapshot_id.hex(), "volume": found.record.volume_name}
+
+    def hold(self, text: str, reason: str) -> dict[str, Any]:
+        found = self._parts.catalog.find_snapshot(text)
+        self._parts.catalog.hold(found.snapshot_id, reason)
+        return {"snapshot": found.snapshot_id.hex(), "held": reason}
+
+    # -- jobs -----------------------------------------------------------------------------
+
+    def submit(self, request: JobRequest) -> dict[str, Any]:
+        args = dict(request.args)
+        if request.kind == "snapshot":
+            names = args.pop("names", [])
+            chosen = [self._parts.catalog.find_volume(name) for name in names] if names else self._own_volumes()
+            args["volumes"] = [volume.volume_id.hex() for volume in chosen]
+        if request.kind in ("restore", "verify") and args.get("snapshot"):
+            args["snapshot"] = self._parts.catalog.find_snapshot(args["snapshot"]).snapshot_id.hex()
+        job_id = request.job_id or self._parts.entropy.token(8).hex()
+        return describe_job(self._jobs.submit(request.kind, args, job_id=job_id))
+
+    def _own_volumes(self) -> list[Volume]:
+        return [volume for volume in self._parts.catalog.volumes() if volume.path is not None]
+
+    def jobs(self, limit: int) -> list[dict[str, Any]]:
+        return [describe_job(view) for view in self._jobs.views(limit=min(limit, 1000))]
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return describe_job(self._jobs.view(job_id))
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        self._jobs.cancel(job_id)
+        return {"cancelling": job_id}
+
+    def repairs(self, limit: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "at_ns": line.at_ns,
+                "block": line.block_id.hex(),
+                "cause": line.cause,
+                "role": line.role,
+                "peer": line.peer,
+                "outcome": line.outcome,
+                "took_s": round(line.took_s, 4),
+            }
+            for line in self._parts.catalog.repairs(limit=min(limit, 100_000))
+        ]
+
+    def throttle(self, request: ThrottleRequest) -> dict[str, Any]:
+        if request.out_bytes_per_s is not None:
+            self._mesh.rate_out.set_rate(max(0, request.out_bytes_per_s))
+        if request.in_bytes_per_s is not None:
+            self._mesh.rate_in.set_rate(max(0, request.in_bytes_per_s))
+        throttle: dict[str, Any] = self.status()["throttle"]
+        return throttle
+
+
+def _kind_of(path: Path) -> str:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        message = f"{path} cannot be protected: {error.strerror}."
+        raise SourceError(message, hint="Give a path on the node's machine.") from error
+    return "tree" if stat.S_ISDIR(mode) else "image"

@@ -1,0 +1,162 @@
+"""`scrub`, `repair`, `verify`, `gc`, `audit`, `jobs`: looking after what is kept."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from replicator.app.cli.common import DEFAULT, Common, connect, run_job, run_job_anywhere
+from replicator.app.cli.output import describe_progress, table
+from replicator.core.errors import EXIT_FINDINGS, EXIT_OK
+from replicator.core.units import format_size, format_span, parse_span
+
+jobs = App(name="jobs", help="Work that is going on, and work that is done.")
+
+
+def register(app: App) -> None:
+    app.command(scrub)
+    app.command(repair)
+    app.command(verify)
+    app.command(gc)
+    app.command(audit)
+    app.command(jobs)
+
+
+def scrub(
+    *,
+    resume: Annotated[bool, Parameter(negative="", help="Go on where the last scrub stopped.")] = False,
+    common: Common = DEFAULT,
+) -> int:
+    """Read every block again and prove it; mend what peers have. Works on a node that is down, without mending.
+
+    Exit codes: 0 all is sound or was mended, 1 something is broken that nobody could mend, 75 the store is in use.
+    """
+    output = common.output()
+    value = run_job_anywhere(common, output, "scrub", {"from_start": not resume})
+
+    def human() -> None:
+        print(f"{value['blocks']:,} blocks read ({format_size(value['sealed_bytes'])}), {value['damaged']} damaged.")
+        _print_damage(value)
+
+    output.result(value, human)
+    return EXIT_FINDINGS if value["unhealed"] else EXIT_OK
+
+
+def _print_damage(value: dict[str, Any]) -> None:
+    if value["damaged"]:
+        print(f"{value.get('healed', 0)} mended from peers, {value.get('unhealed', value['damaged'])} not.")
+    for fault in value["faults"][:20] if value.get("unhealed", 1) else []:
+        print(f"  {fault['cause']:10} {fault['block'][:16]} {fault['where']}")
+    for one in value["touched"]:
+        print(f"  touches {one['volume']} {one['snapshot']}: {one['where']}")
+
+
+def repair(*, common: Common = DEFAULT) -> int:
+    """Ask the peers again for every block that is broken here.
+
+    Exit codes: 0 nothing is broken any more, 1 something still is, 69 the node is down.
+    """
+    output = common.output()
+    value = run_job(common, output, "repair", {})
+
+    def human() -> None:
+        print(f"{value['damaged']} blocks were broken.")
+        _print_damage(value)
+
+    output.result(value, human)
+    return EXIT_FINDINGS if value["unhealed"] else EXIT_OK
+
+
+def verify(
+    snapshot: Annotated[str, Parameter(help="The beginning of its id, or a volume's name; default: all.")] = "",
+    *,
+    common: Common = DEFAULT,
+) -> int:
+    """Prove that a snapshot is whole: every block that it needs is read and hashed. Works on a node that is down.
+
+    Exit codes: 0 whole, 1 something is missing, 66 no such snapshot, 75 the store is in use.
+    """
+    output = common.output()
+    value = run_job_anywhere(common, output, "verify", {"snapshot": snapshot} if snapshot else {})
+
+    def human() -> None:
+        print(f"{value['snapshots']} snapshots, {value['blocks']:,} blocks proven, {value['damaged']} damaged.")
+        _print_damage(value)
+
+    output.result(value, human)
+    return EXIT_FINDINGS if value["damaged"] else EXIT_OK
+
+
+def gc(
+    *,
+    dry_run: Annotated[bool, Parameter(negative="", help="Only say what would go.")] = False,
+    grace: Annotated[str, Parameter(help="Free what was unneeded for so long; default: gc_grace.")] = "",
+    undo: Annotated[bool, Parameter(negative="", help="Bring back what has not been freed yet.")] = False,
+    common: Common = DEFAULT,
+) -> int:
+    """Free the blocks that no snapshot needs: first they are condemned, after the grace they go.
+
+    Exit codes: 0 done, 65 a block could not be read, so nothing was judged, 69 the node is down.
+    """
+    output = common.output()
+    grace_s = None if not grace else 0.0 if grace == "0" else parse_span(grace)
+    args = {"dry_run": dry_run, "undo": undo, "grace_s": grace_s}
+    value = run_job(common, output, "gc", args)
+
+    def human() -> None:
+        if undo:
+            print(f"{value['undone']} blocks will stay.")
+            return
+        would = "would be " if dry_run else ""
+        print(f"{value['blocks_condemned']:,} blocks {would}condemned ({format_size(value['bytes_condemned'])}).")
+        print(f"{value['blocks_swept']:,} blocks {would}freed ({format_size(value['bytes_swept'])}).")
+        print(f"{value['segments_removed']} segment files removed ({format_size(value['bytes_freed'])} of disk).")
+
+    output.result(value, human)
+    return EXIT_OK
+
+
+def audit(*, limit: Annotated[int, Parameter(help="How many lines.")] = 50, common: Common = DEFAULT) -> int:
+    """Show the repairs: which block, who asked, who served, how long it took. Exit codes: 0, 69 the node is down."""
+    value = connect(common).get("/v1/repairs", limit=limit)
+    rows = [
+        (
+            datetime.fromtimestamp(one["at_ns"] / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+            one["block"][:16], one["cause"], one["role"], one["peer"] or "-", one["outcome"],
+            format_span(one["took_s"]),
+        )
+        for one in value
+    ]  # fmt: skip
+    common.output().result(value, lambda: table(rows, ("AT (UTC)", "BLOCK", "CAUSE", "WE", "PEER", "OUTCOME", "TOOK")))
+    return 0
+
+
+@jobs.command(name="list")
+def list_jobs(*, limit: Annotated[int, Parameter(help="How many.")] = 20, common: Common = DEFAULT) -> int:
+    """List jobs, newest first. Exit codes: 0, 69 the node is down."""
+    value = connect(common).get("/v1/jobs", limit=limit)
+    rows = [
+        (one["job_id"], one["kind"], one["state"],
+         describe_progress(one["progress"]) if one["progress"] else (one["error"] or {}).get("message", ""))
+        for one in value
+    ]  # fmt: skip
+    common.output().result(value, lambda: table(rows, ("JOB", "KIND", "STATE", "")))
+    return 0
+
+
+@jobs.command
+def show(job: Annotated[str, Parameter(help="The job's id.")], *, common: Common = DEFAULT) -> int:
+    """Show one job with its result. Exit codes: 0, 66 no such job, 69 the node is down."""
+    import json
+
+    value = connect(common).get(f"/v1/jobs/{job}")
+    common.output().result(value, lambda: print(json.dumps(value, indent=2)))
+    return 0
+
+
+@jobs.command
+def cancel(job: Annotated[str, Parameter(help="The job's id.")], *, common: Common = DEFAULT) -> int:
+    """Stop a running job; what it has done stays. Exit codes: 0, 66 it is not running, 69 the node is down."""
+    value = connect(common).delete(f"/v1/jobs/{job}")
+    common.output().result(value, lambda: print(f"Stopping {value['cancelling']}."))
+    return 0

@@ -1,0 +1,93 @@
+"""What commands share: where the node is, how to reach it, and how to run a job on it or without it."""
+
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import trio
+from cyclopts import Parameter
+
+from replicator.app.cli.output import Output
+from replicator.app.config import StateFolder, default_state
+from replicator.core.errors import NodeDown
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Common:
+    """Options of every command."""
+
+    state: Annotated[Path | None, Parameter(help="The node's folder; default: $REPLICATOR_STATE.")] = None
+    json: Annotated[bool, Parameter(negative="", help="Print one JSON value instead of text.")] = False
+
+    @property
+    def folder(self) -> StateFolder:
+        return StateFolder((self.state or default_state()).expanduser().absolute())
+
+    def output(self) -> Output:
+        return Output(as_json=self.json)
+
+
+DEFAULT = Common()
+
+
+def connect(common: Common, *, patience_s: float = 0.0) -> Any:
+    """A client of the running node. It is imported here because importing HTTP takes longer than most commands."""
+    from replicator.api.client import NodeClient
+
+    return NodeClient(common.folder.socket, patience_s=patience_s)
+
+
+def new_job_id() -> str:
+    return os.urandom(8).hex()
+
+
+def run_job(common: Common, output: Output, kind: str, args: dict[str, Any]) -> dict[str, Any]:
+    """Run a job on the node and show its progress. A node that is restarted meanwhile is waited for."""
+    client = connect(common)
+    client.get("/health")
+    patient = connect(common, patience_s=30.0)
+    result: dict[str, Any] = patient.run_job(kind, args, job_id=new_job_id(), on_progress=output.job)
+    return result
+
+
+def run_job_anywhere(common: Common, output: Output, kind: str, args: dict[str, Any]) -> dict[str, Any]:
+    """The same, but if the node is down, on its store directly: without peers, so nothing can be mended."""
+    try:
+        return run_job(common, output, kind, args)
+    except NodeDown:
+        return run_offline(common, output, kind, args)
+
+
+def run_offline(common: Common, output: Output, kind: str, args: dict[str, Any]) -> dict[str, Any]:
+    from replicator.app.node import open_node
+
+    with open_node(common.folder.root) as parts:
+        if args.get("snapshot"):
+            args = {**args, "snapshot": parts.catalog.find_snapshot(args["snapshot"]).snapshot_id.hex()}
+        return trio.run(partial(_run_offline, parts, output, kind, args))
+
+
+async def _run_offline(parts: Any, output: Output, kind: str, args: dict[str, Any]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from replicator.core.nursery import open_work_nursery
+    from replicator.core.progress import Progress
+    from replicator.jobs.kinds import job_kinds
+    from replicator.jobs.runner import JobContext
+
+    context = JobContext(new_job_id(), args, Progress(clock=time.monotonic))
+
+    async def show() -> None:
+        while True:
+            await trio.sleep(0.2)
+            output.progress(kind, asdict(context.progress.view()))
+
+    async with open_work_nursery() as nursery:
+        nursery.start_soon(show)
+        result = await job_kinds(parts)[kind].run(context)
+        nursery.cancel_scope.cancel()
+    return result

@@ -1,0 +1,273 @@
+"""`init`, `up`, `status`: a node's own life."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import trio
+from cyclopts import App, Parameter
+
+from replicator.app.cli.common import DEFAULT, Common, connect
+from replicator.app.cli.output import age, describe_progress, table
+from replicator.app.config import CONFIG_TEMPLATE, StateFolder, check_name, load_config, parse_config
+from replicator.core.errors import ConfigError, NodeDown
+from replicator.core.files import sync_directory, write_durably
+from replicator.core.units import format_size, format_span
+
+_READY_S = 20.0
+
+
+def register(app: App) -> None:
+    app.command(init)
+    app.command(up)
+    app.command(status)
+    app.command(throttle)
+
+
+def init(
+    *,
+    name: Annotated[str, Parameter(help="What this site is called; default: the host's name.")] = "",
+    listen: Annotated[str, Parameter(help="Where other sites reach this one, host:port.")] = "0.0.0.0:7421",
+    advertise: Annotated[list[str] | None, Parameter(help="Addresses that peers are told.")] = None,
+    http: Annotated[str, Parameter(help='Status and metrics on this machine; "" for none.')] = "127.0.0.1:7422",
+    rate_out: Annotated[str, Parameter(help="Bandwidth to peers, e.g. 20MB/s.")] = "none",
+    rate_in: Annotated[str, Parameter(help="Bandwidth from peers.")] = "none",
+    segment_size: Annotated[str, Parameter(help="Size of a segment file.")] = "64MiB",
+    common: Common = DEFAULT,
+) -> int:
+    """Make a new node: its folder, its key and its configuration.
+
+    Exit codes: 0 made, 73 or 78 if it could not be (a node that is there already is left alone).
+    """
+    folder, output = common.folder, common.output()
+    if folder.config.exists():
+        raise ConfigError(f"There is a node in {folder.root} already.", hint="Start it with `replicator up`.")
+    name = name or socket.gethostname().partition(".")[0] or "site"
+    check_name(name)
+    told = list(advertise or ([] if not _is_any(listen) else _own_addresses(listen)))
+    text = CONFIG_TEMPLATE.format(
+        name=name,
+        listen=listen,
+        advertise=str(told).replace("'", '"'),
+        http=http,
+        rate_out=rate_out,
+        rate_in=rate_in,
+        segment_size=segment_size,
+    )
+    parse_config(tomllib.loads(text), where="the new configuration")
+    site_id = _write_node(folder, text)
+    value = {"name": name, "site_id": site_id.hex(), "state": str(folder.root), "listen": listen, "advertise": told}
+
+    def human() -> None:
+        print(f"Made site {name} ({site_id.hex()[:12]}) in {folder.root}.")
+        print("  Next: `replicator up --detach` starts it; `replicator pair invite` lets another site join.")
+
+    output.result(value, human)
+    return 0
+
+
+def _write_node(folder: StateFolder, config: str) -> bytes:
+    from replicator.net.identity import Identity
+
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.root.chmod(0o700)
+        identity = Identity.load(folder.identity) if folder.identity.exists() else Identity.generate()
+        identity.save(folder.identity)
+        # Last: a folder with a configuration is a whole node.
+        write_durably(folder.config, config.encode())
+        sync_directory(folder.root.parent)
+    except OSError as error:
+        raise ConfigError(f"{folder.root} cannot be made: {error.strerror}.", hint="Choose another --state.") from error
+    return identity.site_id
+
+
+def _is_any(listen: str) -> bool:
+    return listen.startswith(("0.0.0.0:", "[::]:"))
+
+
+def _own_addresses(listen: str) -> list[str]:
+    """What to tell peers when we listen everywhere: the address that outgoing traffic would have. Sends nothing."""
+    port = listen.rpartition(":")[2]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return [f"{probe.getsockname()[0]}:{port}"]
+        except OSError:
+            return [f"127.0.0.1:{port}"]
+
+
+def up(
+    *,
+    detach: Annotated[bool, Parameter(negative="", help="Start it in the background and return.")] = False,
+    common: Common = DEFAULT,
+) -> int:
+    """Run the node until Ctrl-C, SIGTERM, or for ever.
+
+    Exit codes: 0 stopped when asked (or, with --detach, is up), 75 it is running already, 78 configuration or port.
+    """
+    folder, output = common.folder, common.output()
+    if detach:
+        return _start_in_background(folder, common)
+    from replicator.app.node import run_node
+    from replicator.core.logging import configure
+
+    config = load_config(folder.config)
+    configure(level=config.log_level, as_json=True if common.json else None)
+
+    def ready(address: str, http: str) -> None:
+        value = {"site": config.name, "address": address, "http": http, "pid": os.getpid()}
+        said = f"{config.name} is up: peers at {address}, status at http://{http}/v1/status"
+        output.result(value, lambda: print(said))
+        sys.stdout.flush()
+
+    trio.run(partial(run_node, folder.root, on_ready=ready), strict_exception_groups=True)
+    return 0
+
+
+def _start_in_background(folder: StateFolder, common: Common) -> int:
+    load_config(folder.config)
+    output = common.output()
+    try:
+        page = connect(common).get("/v1/status")
+        raise ConfigError(f"{page['site']} is running already.", hint="`replicator status` shows it.")
+    except NodeDown:
+        pass
+    command = [sys.executable, "-m", "replicator.app.main", "up", "--state", str(folder.root)]
+    with folder.log.open("ab") as log:
+        start = log.tell()
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + _READY_S
+    while time.monotonic() < deadline:
+        try:
+            page = connect(common).get("/v1/status")
+            value = {"site": page["site"], "pid": child.pid, "address": page["address"], "log": str(folder.log)}
+            said = f"{page['site']} is up (process {child.pid}), peers at {page['address']}."
+            output.result(value, partial(print, said))
+            return 0
+        except NodeDown:
+            if child.poll() is not None:
+                words = _last_words(folder.log, start)
+                raise ConfigError(f"The node stopped at once: {words}", hint=f"See {folder.log}.") from None
+            time.sleep(0.1)
+    raise NodeDown(f"The node did not answer within {_READY_S:.0f} s.", hint=f"See {folder.log}.")
+
+
+def _last_words(log: Path, start: int) -> str:
+    text = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
+    errors = [line.removeprefix("Error: ") for line in text if line.startswith("Error: ")]
+    return errors[-1] if errors else (text[-1] if text else "it said nothing.")
+
+
+def status(
+    *,
+    live: Annotated[bool, Parameter(negative="", help="Show it again every second until Ctrl-C.")] = False,
+    common: Common = DEFAULT,
+) -> int:
+    """Show sites, volumes, syncs, jobs, the store and alerts.
+
+    Exit codes: 0 all is well, 1 there are alerts, 69 the node is down.
+    """
+    output = common.output()
+    client = connect(common)
+    while True:
+        page = client.get("/v1/status")
+        if live and not common.json:
+            print("\x1b[2J\x1b[H", end="")
+        output.result(page, partial(_print_status, page))
+        if not live:
+            return 1 if page["alerts"] else 0
+        time.sleep(1)
+
+
+def _print_status(page: dict[str, Any]) -> None:
+    store = page["store"]
+    print(f"{page['site']} ({page['site_id'][:12]}), up {format_span(page['up_s'])}, peers at {page['address']}")
+    print(
+        f"store: {store['blocks']:,} blocks, {format_size(store['sealed_bytes'])} for "
+        f"{format_size(store['logical_bytes'])} of snapshots (ratio {store['dedup_ratio']:.2f}), "
+        f"{store['broken_blocks']} broken, {store['condemned_blocks']} condemned"
+    )
+    rates = page["throttle"]
+    told = [f"{way.partition('_')[0]} {format_size(rate)}/s" for way, rate in rates.items() if rate]
+    if told:
+        print(f"throttle: {', '.join(told)}")
+    if page["peers"]:
+        print()
+        rows = [
+            (
+                peer["name"],
+                "linked" if peer["linked"] else "no link",
+                "-" if peer["round_trip_s"] is None else format_span(peer["round_trip_s"]),
+                age(peer["last_seen_s"]) if not peer["linked"] else "now",
+                peer["problem"],
+            )
+            for peer in page["peers"]
+        ]
+        table(rows, ("SITE", "LINK", "RTT", "SEEN", ""))
+    if page["volumes"]:
+        print()
+        table([_volume_row(volume) for volume in page["volumes"]],
+              ("VOLUME", "KIND", "FROM", "SNAPSHOTS", "SIZE", "NEWEST", "LAST SUCCESS", "NEXT", "HELD ALSO BY"))  # fmt: skip
+    if page["syncs"]:
+        print()
+        lines = [
+            (s["sync_id"], s["volume"], s["peer"], s["state"], s["pending_snapshots"], format_span(s["lag_s"]),
+             age(s["last_success_s"]), s["last_error"])
+            for s in page["syncs"]
+        ]  # fmt: skip
+        table(lines, ("SYNC", "VOLUME", "TO", "STATE", "PENDING", "LAG", "LAST SUCCESS", ""))
+    for job in page["jobs"]:
+        progress = describe_progress(job["progress"]) if job["progress"] else job["state"]
+        print(f"\njob {job['job_id']} {job['kind']}: {progress}", end="")
+    if page["jobs"]:
+        print()
+    for alert in page["alerts"]:
+        print(f"\nALERT {alert['kind']} {alert['subject']}: {alert['text']}\n  Next: {alert['hint']}")
+
+
+def _volume_row(volume: dict[str, Any]) -> tuple[object, ...]:
+    promise = volume["protection"]
+    return (
+        volume["name"],
+        volume["kind"],
+        volume["origin"],
+        volume["snapshots"],
+        format_size(volume["size_bytes"]),
+        age(volume["newest_age_s"]),
+        "-" if promise is None else age(promise["last_success_s"]),
+        "-" if promise is None else f"in {format_span(max(0.0, promise['next_run_s']))}",
+        ", ".join(volume["held_by"]) or "-",
+    )
+
+
+def throttle(
+    *,
+    rate_out: Annotated[str | None, Parameter(name=["--out"], help="To peers: 20MB/s, 100Mbit/s, none.")] = None,
+    rate_in: Annotated[str | None, Parameter(name=["--in"], help="From peers.")] = None,
+    common: Common = DEFAULT,
+) -> int:
+    """Change the bandwidth rules of the running node; links stay up. Without options, show them.
+
+    The configuration file is not changed: it counts again after a restart. Exit codes: 0, 64 not a rate, 69 down.
+    """
+    from replicator.core.units import parse_rate
+
+    body = {
+        "out_bytes_per_s": None if rate_out is None else parse_rate(rate_out),
+        "in_bytes_per_s": None if rate_in is None else parse_rate(rate_in),
+    }
+    value = connect(common).post("/v1/throttle", body)
+
+    def human() -> None:
+        for way, rate in value.items():
+            print(f"{way.partition('_')[0]}: {format_size(rate) + '/s' if rate else 'no limit'}")
+
+    common.output().result(value, human)
+    return 0

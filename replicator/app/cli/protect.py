@@ -1,0 +1,167 @@
+"""`protect` and `snapshot`: what is kept, and when."""
+
+import os
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from replicator.app.cli.common import DEFAULT, Common, connect, run_job
+from replicator.app.cli.output import age, table
+from replicator.core.errors import EXIT_FINDINGS, EXIT_OK
+from replicator.core.units import format_size, parse_span
+
+snapshot = App(name="snapshot", help="Take, list, look into and delete snapshots.")
+
+
+def register(app: App) -> None:
+    app.command(protect)
+    app.command(snapshot)
+
+
+def protect(
+    path: Annotated[str, Parameter(help="A folder, a disk image or a block device on the node's machine.")],
+    *,
+    every: Annotated[str, Parameter(help="A snapshot this often: 30s, 15m, 1h, 1d.")] = "",
+    keep: Annotated[str, Parameter(help="Which to keep: 24h,7d,4w,12m or a number; nothing keeps all.")] = "",
+    to: Annotated[list[str] | None, Parameter(help="Peers that get each snapshot.")] = None,
+    name: Annotated[str, Parameter(help="What to call it; default: the last part of the path.")] = "",
+    kind: Annotated[str, Parameter(help="tree or image; default: what the path is.")] = "",
+    exclude: Annotated[list[str] | None, Parameter(help="Patterns of paths to leave out.")] = None,
+    common: Common = DEFAULT,
+) -> int:
+    """Protect a path: snapshots on a schedule, kept by a rule, sent to peers.
+
+    Saying it again for the same path changes the promise. Exit codes: 0 done, 64 not a span or rule,
+    66 no such path or peer, 69 the node is down.
+    """
+    body = {
+        "path": os.path.abspath(path),
+        "name": name,
+        "kind": kind,
+        "every_s": parse_span(every) if every else 0.0,
+        "keep": keep,
+        "to": list(to or []),
+        "exclude": list(exclude or []),
+    }
+    value = connect(common).post("/v1/protect", body)
+
+    def human() -> None:
+        promise = f"every {every}, keeping {keep or 'all'}" if every else "when you say `replicator snapshot create`"
+        print(f"{value['volume']} ({value['kind']}) is protected: {promise}.")
+
+    common.output().result(value, human)
+    return 0
+
+
+@snapshot.command
+def create(
+    volumes: Annotated[
+        list[str] | None, Parameter(help="Names or paths; default: everything that is protected here.")
+    ] = None,
+    *,
+    tag: Annotated[list[str] | None, Parameter(help="Labels for the snapshot.")] = None,
+    common: Common = DEFAULT,
+) -> int:
+    """Take a snapshot now; several volumes become one system snapshot.
+
+    Exit codes: 0 taken, 1 taken but some paths could not be read, 66 no such volume or source, 73 the store is
+    full, 69 the node is down.
+    """
+    output = common.output()
+    value = run_job(common, output, "snapshot", {"names": list(volumes or []), "tags": list(tag or [])})
+
+    def human() -> None:
+        for one in value["snapshots"]:
+            print(
+                f"{one['snapshot'][:12]}  {one['volume']}: {format_size(one['size_bytes'])} in {one['entries']:,} "
+                f"{'paths' if one['kind'] == 'tree' else 'blocks'}, {one['blocks_new']:,} new blocks "
+                f"({format_size(one['bytes_new'])})"
+            )
+            for skipped in one["skipped"]:
+                print(f"    skipped {skipped['path']}: {skipped['reason']}")
+            for path in one["changed_while_read"]:
+                print(f"    changed while it was read: {path}")
+
+    output.result(value, human)
+    return EXIT_FINDINGS if any(one["skipped_count"] for one in value["snapshots"]) else EXIT_OK
+
+
+@snapshot.command(name="list")
+def list_snapshots(
+    volume: Annotated[str, Parameter(help="Only of this volume.")] = "", *, common: Common = DEFAULT
+) -> int:
+    """List the snapshots that are here, oldest first. Exit codes: 0, 66 no such volume, 69 the node is down."""
+    value = connect(common).get("/v1/snapshots", volume=volume)
+    rows = [
+        (
+            one["snapshot"][:12], one["volume"], one["sequence"], age(one["age_s"]), format_size(one["size_bytes"]),
+            f"{one['entries']:,}", ", ".join(one["held_by"]) or "-", ", ".join(one["tags"]), one["held"],
+        )
+        for one in value
+    ]  # fmt: skip
+    head = ("SNAPSHOT", "VOLUME", "SEQ", "TAKEN", "SIZE", "ENTRIES", "HELD ALSO BY", "TAGS", "HELD BECAUSE")
+    common.output().result(value, lambda: table(rows, head))
+    return 0
+
+
+@snapshot.command
+def show(
+    snapshot: Annotated[str, Parameter(help="The beginning of its id, or a volume's name for its newest.")],
+    path: Annotated[str, Parameter(help="List this folder inside the snapshot.")] = "",
+    *,
+    common: Common = DEFAULT,
+) -> int:
+    """Show one snapshot, and for a tree what is in one of its folders.
+
+    Exit codes: 0, 66 no such snapshot or path, 69 the node is down.
+    """
+    client = connect(common)
+    value: dict[str, Any] = client.get(f"/v1/snapshots/{snapshot}")
+    if value["kind"] == "tree":
+        value["listing"] = client.get(f"/v1/snapshots/{snapshot}/entries", path=path)
+
+    def human() -> None:
+        for key in ("snapshot", "volume", "kind", "origin", "sequence", "root", "consistency", "system_id", "held"):
+            print(f"{key:12} {value[key]}")
+        print(f"{'taken':12} {age(value['age_s'])}")
+        print(
+            f"{'size':12} {format_size(value['size_bytes'])} in {value['entries']:,} entries, {value['skipped']} skipped"
+        )
+        print(f"{'held by':12} {', '.join(value['held_by']) or 'this site only'}")
+        for entry in value.get("listing", []):
+            print(f"  {entry['mode']}  {entry['size']:>12,}  {entry['name']}")
+
+    common.output().result(value, human)
+    return 0
+
+
+@snapshot.command
+def delete(snapshot: Annotated[str, Parameter(help="The beginning of its id.")], *, common: Common = DEFAULT) -> int:
+    """Forget a snapshot on this site only. `replicator gc` frees what nothing else needs.
+
+    Exit codes: 0 deleted, 66 no such snapshot, 77 it is held, 69 the node is down.
+    """
+    value = connect(common).delete(f"/v1/snapshots/{snapshot}")
+    common.output().result(value, lambda: print(f"Deleted {value['deleted'][:12]} of {value['volume']}, here."))
+    return 0
+
+
+@snapshot.command
+def hold(
+    snapshot: Annotated[str, Parameter(help="The beginning of its id.")],
+    reason: Annotated[str, Parameter(help="Why; shown to whoever wants to delete it.")],
+    *,
+    common: Common = DEFAULT,
+) -> int:
+    """Keep a snapshot, whatever the keep rule says. Exit codes: 0, 66 no such snapshot, 69 the node is down."""
+    value = connect(common).post(f"/v1/snapshots/{snapshot}/hold", {"reason": reason})
+    common.output().result(value, lambda: print(f"{value['snapshot'][:12]} is held: {reason}."))
+    return 0
+
+
+@snapshot.command
+def release(snapshot: Annotated[str, Parameter(help="The beginning of its id.")], *, common: Common = DEFAULT) -> int:
+    """Let go of a held snapshot. Exit codes: 0, 66 no such snapshot, 69 the node is down."""
+    value = connect(common).post(f"/v1/snapshots/{snapshot}/hold", {"reason": ""})
+    common.output().result(value, lambda: print(f"{value['snapshot'][:12]} is no longer held."))
+    return 0

@@ -1,0 +1,165 @@
+"""`config.toml`: strict, commented, and optional in every line."""
+
+import difflib
+import os
+import re
+import tomllib
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from replicator.core.errors import ConfigError
+from replicator.core.units import parse_rate, parse_size, parse_span
+from replicator.ingest.config import IngestConfig
+from replicator.net.mesh import MeshConfig
+from replicator.net.pairing import split_address
+from replicator.store.config import StoreConfig
+
+
+class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """What a node's file may say. Sizes, rates and spans are written as people write them."""
+
+    name: str
+    """What this site is called in other sites' lists."""
+    listen: str = "0.0.0.0:7421"
+    advertise: list[str] = []
+    """Addresses that peers are told; empty means `listen`."""
+    http: str = "127.0.0.1:7422"
+    """Status, health and metrics; "" for none."""
+    rate_out: str = "none"
+    rate_in: str = "none"
+    gc_grace: str = "24h"
+    scrub_every: str = "30d"
+    """Everything is read again within this span."""
+    segment_size: str = "64MiB"
+    reserve: str = "256MiB"
+    log_level: str = "info"
+
+
+CONFIG_TEMPLATE: Final = """\
+# A node of replicator. Every line but `name` may be left out; the values are the defaults
+# unless `init` was told otherwise. An unknown key is an error.
+name = "{name}"
+
+# Where other sites reach this one, and what they are told (empty: the same).
+listen = "{listen}"
+advertise = {advertise}
+
+# Status, health and metrics for programs on this machine; "" for none.
+http = "{http}"
+
+# Bulk traffic to and from all peers together: "none", "20MB/s", "100Mbit/s".
+# Repairs and the control of links are never held back.
+rate_out = "{rate_out}"
+rate_in = "{rate_in}"
+
+# How long a block that nothing needs any more can still be brought back (`gc --undo`).
+gc_grace = "24h"
+
+# Everything stored is read again, and proven, within this span.
+scrub_every = "30d"
+
+segment_size = "{segment_size}"
+reserve = "256MiB"
+log_level = "info"
+"""
+
+
+def load_config(path: Path) -> NodeConfig:
+    """Raises `ConfigError` that names the key, and its nearest neighbour if it is unknown."""
+    try:
+        raw = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"There is no node in {path.parent}.", hint="Make one with `replicator init`, or give --state."
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    return parse_config(raw, where=str(path))
+
+
+def parse_config(raw: dict[str, Any], *, where: str) -> NodeConfig:
+    known = NodeConfig.__struct_fields__
+    for key in raw:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(known)}."
+            raise ConfigError(f"{where}: unknown key `{key}`.", hint=hint)
+    try:
+        config = msgspec.convert(raw, NodeConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {error}.") from error
+    check_name(config.name)
+    mesh_config(config)
+    store_config(config)
+    parse_span(config.scrub_every)
+    split_address(config.http or "localhost:0")
+    return config
+
+
+def check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", name):
+        raise ConfigError(
+            f"{name!r} cannot be a site's name.", hint="Use letters, digits, dots, dashes; up to 63 of them."
+        )
+
+
+def mesh_config(config: NodeConfig) -> MeshConfig:
+    split_address(config.listen)
+    for address in config.advertise:
+        split_address(address)
+    return MeshConfig(
+        listen=config.listen,
+        advertise=tuple(config.advertise),
+        rate_out_bytes=parse_rate(config.rate_out),
+        rate_in_bytes=parse_rate(config.rate_in),
+    )
+
+
+def store_config(config: NodeConfig) -> StoreConfig:
+    return StoreConfig(
+        segment_bytes_max=max(1 << 20, parse_size(config.segment_size)),
+        reserve_bytes_max=parse_size(config.reserve),
+        grace_s=parse_span(config.gc_grace),
+    )
+
+
+def ingest_config(config: NodeConfig) -> IngestConfig:
+    del config  # nothing of it is a setting yet
+    return IngestConfig()
+
+
+class StateFolder:
+    """The files of one node."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.toml"
+        self.identity = root / "identity.key"
+        self.incarnation = root / "incarnation"
+        self.catalog = root / "catalog.sqlite"
+        self.jobs = root / "jobs.sqlite"
+        self.store = root / "store"
+        self.memo = root / "memo"
+        self.log = root / "node.log"
+
+    @property
+    def socket(self) -> Path:
+        """The API's socket: in the folder, unless that path is longer than a socket's may be (108 bytes)."""
+        inside = self.root / "api.sock"
+        if len(os.fsencode(inside)) < 100:
+            return inside
+        short = sha256(os.fsencode(self.root.resolve())).hexdigest()[:16]
+        return Path(f"/tmp/replicator-{os.getuid()}-{short}") / "api.sock"
+
+
+def default_state() -> Path:
+    """$REPLICATOR_STATE, or a folder where this user's programs keep their state."""
+    if given := os.environ.get("REPLICATOR_STATE"):
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/var/lib/replicator")
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(base) / "replicator"

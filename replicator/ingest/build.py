@@ -1,0 +1,160 @@
+"""From what was read, in key order, to the map of a tree, its memo and its counts."""
+
+from dataclasses import replace
+
+from protocol.wire.hashing import Kind
+from replicator.catalog.manifest.editor import MapEditor
+from replicator.catalog.manifest.entries import (
+    PIECES_INLINE_MAX,
+    Entry,
+    decode_entry,
+    encode_entry,
+    key_path,
+)
+from replicator.catalog.manifest.nodes import Shape, number_key
+from replicator.core.ports import Offload
+from replicator.core.progress import Progress
+from replicator.ingest.config import IngestConfig
+from replicator.ingest.cutter import PieceList
+from replicator.ingest.files import FileRead, FileReader, Window
+from replicator.ingest.memo import MemoWriter
+from replicator.ingest.scan import Found
+from replicator.ingest.sealer import NodeBuffer, Sealer
+from replicator.ingest.sources import Skipped, Taken, Tally
+from replicator.ingest.still import stamp
+
+Answer = list[Found | FileRead] | FileRead | Window
+
+
+class TreeBuilder:
+    """Takes answers in key order; `finish` makes everything durable."""
+
+    def __init__(
+        self,
+        reader: FileReader,
+        sealer: Sealer,
+        remember: MemoWriter,
+        *,
+        offload: Offload,
+        progress: Progress,
+        config: IngestConfig,
+    ) -> None:
+        self._reader = reader
+        self._sealer = sealer
+        self._remember = remember
+        self._offload = offload
+        self._progress = progress
+        self._nodes = NodeBuffer(bytes_max=config.batch_bytes)
+        # No base: what is put is looked up anyway, and nodes that did not change come out the same.
+        self._editor = MapEditor(Shape.NAMES, self._nodes, reader=None, base=None)
+        self._tally = Tally()
+        self._moved: dict[bytes, bytes | None] = {}
+        """First paths of linked files that could not be read, and the path that took their place, if one did."""
+
+    async def take(self, answer: Answer) -> None:
+        match answer:
+            case Window(pieces, named):
+                for length, block in named:
+                    pieces.add(length, block)
+                    self._progress.advance(length)
+            case FileRead():
+                await self._put_read(answer)
+            case _:
+                for one in answer:
+                    if isinstance(one, FileRead):
+                        await self._put_read(one)
+                        self._progress.advance(one.pieces.size)
+                    else:
+                        await self._put_found(one)
+        if self._nodes.is_full:
+            await self._flush_nodes()
+
+    async def finish(self, also_skipped: list[Skipped]) -> Taken:
+        root = await self._editor.finish()
+        await self._flush_nodes()
+        await self._offload.run(self._sealer.commit)
+        tally, counts = self._tally, self._sealer.counts
+        return Taken(
+            root=root,
+            size_bytes=tally.size_bytes,
+            entries=tally.entries,
+            blocks_new=counts.blocks,
+            bytes_new=counts.sealed_bytes,
+            bytes_read=tally.bytes_read,
+            bytes_unchanged=tally.bytes_unopened + max(tally.bytes_data - counts.data_bytes, 0),
+            files_unopened=tally.files_unopened,
+            skipped=tuple(sorted(also_skipped + tally.skipped, key=lambda skipped: skipped.path)),
+            changed_while_read=tuple(tally.changed),
+        )
+
+    async def _flush_nodes(self) -> None:
+        await self._offload.run(self._sealer.add, Kind.NODE, self._nodes.take())
+
+    async def _put(self, key: bytes, packed: bytes) -> None:
+        self._tally.entries += 1
+        await self._editor.put(key, packed)
+
+    async def _put_found(self, found: Found) -> None:
+        if found.is_remembered:
+            size = found.status.st_size
+            self._tally.size_bytes += size
+            self._tally.bytes_unopened += size
+            self._tally.files_unopened += 1
+            self._remember.add(found.key, stamp(found.status), found.packed)
+            self._progress.advance(size)
+        if found.first_key in self._moved:
+            await self._put_moved_link(found)
+        else:
+            await self._put(found.key, found.packed)
+
+    async def _put_moved_link(self, found: Found) -> None:
+        """The first path of this file could not be read, so the next one that can carries the content."""
+        assert found.first_key is not None
+        carrier = self._moved[found.first_key]
+        if carrier is not None:
+            await self._put(found.key, encode_entry(replace(decode_entry(found.packed), target=carrier)))
+            return
+        read = await self._offload.run(self._reader.read_alone, found)
+        if not read.skipped:
+            self._moved[found.first_key] = found.key
+        await self._put_read(read)
+
+    async def _put_read(self, read: FileRead) -> None:
+        key, tally = read.found.key, self._tally
+        tally.bytes_read += read.bytes_read
+        if read.skipped:
+            tally.skipped.append(Skipped(key_path(key), read.skipped))
+            if read.found.first_key is None:
+                self._moved[key] = None
+            return
+        packed = encode_entry(await self._entry(read))
+        tally.size_bytes += read.pieces.size
+        tally.bytes_data += read.pieces.size - read.pieces.zero_bytes
+        if read.has_changed:
+            tally.changed.append(key_path(key))
+        else:
+            self._remember.add(key, stamp(read.status), packed)
+        await self._put(key, packed)
+
+    async def _entry(self, read: FileRead) -> Entry:
+        status, pieces = read.status, read.pieces
+        is_inline = len(pieces.lengths) <= PIECES_INLINE_MAX
+        return Entry(
+            mode=status.st_mode,
+            uid=status.st_uid,
+            gid=status.st_gid,
+            mtime_ns=status.st_mtime_ns,
+            size=pieces.size,
+            lengths=tuple(pieces.lengths) if is_inline else (),
+            ids=pieces.packed_ids if is_inline else b"",
+            pieces_root=b"" if is_inline else await self._pieces_root(pieces),
+            xattrs=read.attributes,
+            # A file system that packs or inlines small files also reports few blocks: that is no hole.
+            is_sparse=bool(pieces.zero_bytes) and status.st_blocks * 512 < pieces.size,
+        )
+
+    async def _pieces_root(self, pieces: PieceList) -> bytes:
+        editor = MapEditor(Shape.PIECES, self._nodes, reader=None, base=None)
+        for index, value in enumerate(pieces.values()):
+            await editor.put(number_key(index), value)
+        return await editor.finish()

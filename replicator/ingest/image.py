@@ -1,0 +1,200 @@
+"""Disk images and block devices: blocks of one size, named by their number.
+
+A virtual disk changes in place, so a block keeps its number and cutting by content would
+gain nothing. Everything is read each time: only reading proves what is there. Blocks of
+zeros are found by comparing bytes and are left out of the map.
+
+What the file system says of holes may be wrong for a file that is being written. It is
+believed only where nothing was written shortly before, and only if size and times are the
+same afterwards; otherwise the image is read again without it. Either way the root is the
+same: it depends on the content alone.
+"""
+
+import os
+import stat
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from protocol.ids import BlockId
+from protocol.wire.envelope import Buffer
+from protocol.wire.hashing import Kind, block_id
+from replicator.catalog.manifest.editor import MapEditor
+from replicator.catalog.manifest.nodes import Shape, number_key
+from replicator.core.errors import SourceError
+from replicator.core.ports import Offload, WallClock
+from replicator.core.progress import Progress
+from replicator.ingest.config import IngestConfig
+from replicator.ingest.flow import run_in_order
+from replicator.ingest.sealer import NodeBuffer, Sealer
+from replicator.ingest.sources import ImageSource, Taken, Tally
+from replicator.ingest.still import RACY_NS, Stamp, stamp
+from replicator.store.ports import BlockStore, Lease
+
+
+async def take_image(
+    source: ImageSource,
+    *,
+    store: BlockStore,
+    lease: Lease,
+    offload: Offload,
+    progress: Progress,
+    clock: WallClock,
+    config: IngestConfig,
+) -> Taken:
+    """Put an image into the store. Raises `SourceError`, `StoreError`."""
+    began_ns = clock.now_ns()
+    image = await offload.run(partial(_Image, source, config))
+    try:
+        image.trusts_holes = image.is_regular and image.before.newest_ns < began_ns - RACY_NS
+        sealer = Sealer(store, lease, commit_bytes=config.commit_bytes)
+        taken = await _take_once(image, sealer, offload=offload, progress=progress, config=config)
+        if image.trusts_holes and not image.held_still():
+            image.trusts_holes = False
+            taken = await _take_once(image, sealer, offload=offload, progress=progress, config=config)
+        return taken
+    finally:
+        image.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """The blocks of one stretch of the image that are not zeros."""
+
+    end: int
+    bytes_read: int
+    bytes_zero: int
+    blocks: list[tuple[int, BlockId]]
+
+
+class _Image:
+    """An open image. The methods block."""
+
+    def __init__(self, source: ImageSource, config: IngestConfig) -> None:
+        self.path = source.path
+        self._block_bytes = config.image_block_bytes
+        self._batch_bytes = max(config.batch_bytes // config.image_block_bytes, 1) * config.image_block_bytes
+        self._zeros: Final = bytes(config.image_block_bytes)
+        self._buffers: SimpleQueue[bytearray] = SimpleQueue()
+        self.trusts_holes = False
+        try:
+            # Without O_NONBLOCK, opening a pipe by mistake would wait for ever.
+            self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise SourceError(
+                f"{self.path} cannot be opened: {error.strerror}.",
+                hint="Check the path, and that this user may read it.",
+            ) from error
+        status = os.fstat(self._handle)
+        self.is_regular = stat.S_ISREG(status.st_mode)
+        if not self.is_regular and not stat.S_ISBLK(status.st_mode):
+            os.close(self._handle)
+            raise SourceError(f"{self.path} is neither a file nor a block device.", hint="Protect a folder as a tree.")
+        self.before: Stamp = stamp(status)
+        self.size_bytes = os.lseek(self._handle, 0, os.SEEK_END)
+
+    def held_still(self) -> bool:
+        return stamp(os.fstat(self._handle)) == self.before
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+    def next_stretch(self, at: int) -> tuple[int, int]:
+        """Where to read next from `at` on: start and end, on the borders of blocks. Both are the size at the end."""
+        if self.trusts_holes and at < self.size_bytes:
+            try:
+                data_at = os.lseek(self._handle, at, os.SEEK_DATA)
+            except OSError:
+                data_at = self.size_bytes  # ENXIO: nothing but a hole from here on.
+            at = max(at, data_at - data_at % self._block_bytes) if data_at < self.size_bytes else self.size_bytes
+        return at, min(at + self._batch_bytes, self.size_bytes)
+
+    def read(self, start: int, end: int, sealer: Sealer) -> _Batch:
+        """Read a stretch, and put its blocks into the store."""
+        try:
+            buffer = self._buffers.get_nowait()
+        except Empty:
+            buffer = bytearray(self._batch_bytes)
+        with memoryview(buffer) as view:
+            self._fill(view[: end - start], start)
+            batch, bodies = self._cut(buffer, view, start, end)
+            sealer.add(Kind.DATA, bodies)
+        self._buffers.put(buffer)
+        return batch
+
+    def _fill(self, view: memoryview, start: int) -> None:
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(self._handle, [view[done:]], start + done)
+            except OSError as error:
+                raise SourceError(
+                    f"Reading {self.path} at byte {start + done} failed: {error.strerror}.", hint="Check the disk."
+                ) from error
+            if count == 0:
+                raise SourceError(f"{self.path} became shorter while it was read.", hint="Take the snapshot again.")
+            done += count
+
+    def _cut(self, buffer: bytearray, view: memoryview, start: int, end: int) -> tuple[_Batch, dict[BlockId, Buffer]]:
+        size, zeros = self._block_bytes, self._zeros
+        blocks: list[tuple[int, BlockId]] = []
+        bodies: dict[BlockId, Buffer] = {}
+        bytes_zero = 0
+        for at in range(0, end - start, size):
+            length = min(size, end - start - at)
+            # `startswith` compares in place; a slice would be a copy.
+            if buffer.startswith(zeros if length == size else zeros[:length], at):
+                bytes_zero += length
+                continue
+            body = view[at : at + length]
+            name = block_id(0, body)
+            bodies[name] = body
+            blocks.append(((start + at) // size, name))
+        return _Batch(end, end - start, bytes_zero, blocks), bodies
+
+
+async def _take_once(
+    image: _Image, sealer: Sealer, *, offload: Offload, progress: Progress, config: IngestConfig
+) -> Taken:
+    nodes = NodeBuffer(bytes_max=config.batch_bytes)
+    # No base: what is put is looked up anyway, and nodes that did not change come out the same.
+    editor = MapEditor(Shape.NUMBERS, nodes, reader=None, base=None)
+    tally = Tally(size_bytes=image.size_bytes)
+    progress.begin("reading", total=image.size_bytes)
+
+    async def batches() -> AsyncGenerator[Callable[[], _Batch], None]:
+        at = 0
+        while True:
+            start, end = await offload.run(image.next_stretch, at) if image.trusts_holes else image.next_stretch(at)
+            if start == end:
+                return
+            yield partial(image.read, start, end, sealer)
+            at = end
+
+    async def take(batch: _Batch) -> None:
+        for number, name in batch.blocks:
+            await editor.put(number_key(number), name)
+        tally.entries += len(batch.blocks)
+        tally.bytes_read += batch.bytes_read
+        tally.bytes_data += batch.bytes_read - batch.bytes_zero
+        progress.set_done(batch.end)
+        if nodes.is_full:
+            await offload.run(sealer.add, Kind.NODE, nodes.take())
+
+    await run_in_order(batches(), take, offload=offload, in_flight_max=config.batches_in_flight, sealer=sealer)
+    root = await editor.finish()
+    await offload.run(sealer.add, Kind.NODE, nodes.take())
+    await offload.run(sealer.commit)
+    progress.set_done(image.size_bytes)
+    return Taken(
+        root=root,
+        size_bytes=image.size_bytes,
+        entries=tally.entries,
+        blocks_new=sealer.counts.blocks,
+        bytes_new=sealer.counts.sealed_bytes,
+        bytes_read=tally.bytes_read,
+        bytes_unchanged=max(tally.bytes_data - sealer.counts.data_bytes, 0),
+        changed_while_read=() if image.held_still() else (os.fsencode(image.path),),
+    )

@@ -1,0 +1,55 @@
+"""The one way to take a snapshot of a source.
+
+The caller holds the lease before and after: it ends it once the record with the root is
+published. Nothing of a failed attempt is lost to the next one, whose lease begins before
+the blocks that were written could be collected.
+"""
+
+from pathlib import Path
+from typing import assert_never
+
+from replicator.core.ports import Offload, WallClock
+from replicator.core.progress import Progress
+from replicator.ingest.config import IngestConfig
+from replicator.ingest.image import take_image
+from replicator.ingest.sources import ImageSource, Source, Taken, TreeSource
+from replicator.ingest.tree import take_tree
+from replicator.store.ports import BlockStore, Lease
+
+
+async def take(
+    source: Source,
+    *,
+    store: BlockStore,
+    lease: Lease,
+    offload: Offload,
+    progress: Progress,
+    clock: WallClock,
+    memo: Path | None,
+    config: IngestConfig,
+) -> Taken:
+    """Put a source into the store, durably, and say what it is now.
+
+    `memo` is where this volume's memo lies, or None to read every file. An image has none.
+
+    Raises `SourceError` if the source as a whole cannot be read, `StoreError` if the store cannot
+    take it. Single paths that cannot be read are in `Taken.skipped`.
+    """
+    match source:
+        case TreeSource():
+            return await take_tree(
+                source,
+                store=store,
+                lease=lease,
+                offload=offload,
+                progress=progress,
+                clock=clock,
+                memo=memo,
+                config=config,
+            )
+        case ImageSource():
+            return await take_image(
+                source, store=store, lease=lease, offload=offload, progress=progress, clock=clock, config=config
+            )
+        case _:
+            assert_never(source)

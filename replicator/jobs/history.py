@@ -1,0 +1,112 @@
+"""The table of jobs: what was asked, how it stands, how it ended.
+
+A job is entered before it is acknowledged, under an id that the asker may choose; asking
+again with the same id is the same job. A job that was running when the node died is found
+here at the next start and run again: every kind of job is written so that running it again
+carries on.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from replicator.core.database import Database
+from replicator.core.errors import NotFound
+from replicator.core.ports import WallClock
+
+_MIGRATIONS: Final = (
+    """
+    CREATE TABLE jobs (
+      job_id TEXT PRIMARY KEY, kind TEXT NOT NULL, args TEXT NOT NULL,   -- JSON
+      state TEXT NOT NULL,            -- queued | running | done | failed | cancelled
+      created_ns INTEGER NOT NULL, started_ns INTEGER, finished_ns INTEGER,
+      result TEXT, error TEXT         -- JSON
+    ) WITHOUT ROWID;
+    CREATE INDEX jobs_by_time ON jobs (created_ns);
+    """,
+)
+UNFINISHED: Final = ("queued", "running")
+_KEPT: Final = 5000
+"""Finished jobs that stay in the table: months of hourly work."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """One job."""
+
+    job_id: str
+    kind: str
+    args: dict[str, Any]
+    state: str
+    created_ns: int
+    started_ns: int | None
+    finished_ns: int | None
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+
+
+class JobHistory:
+    """Opened once a node."""
+
+    def __init__(self, path: Path, *, clock: WallClock) -> None:
+        self._db = Database(path, _MIGRATIONS)
+        self._clock = clock
+
+    def close(self) -> None:
+        self._db.close()
+
+    def enter(self, job_id: str, kind: str, args: dict[str, Any]) -> JobRow:
+        """Durably; an id that is there already keeps its first meaning."""
+        with self._db.write() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO jobs (job_id, kind, args, state, created_ns) VALUES (?, ?, ?, 'queued', ?)",
+                (job_id, kind, json.dumps(args), self._clock.now_ns()),
+            )
+            connection.execute(
+                "DELETE FROM jobs WHERE state NOT IN ('queued', 'running') AND created_ns < "
+                "(SELECT created_ns FROM jobs ORDER BY created_ns DESC LIMIT 1 OFFSET ?)",
+                (_KEPT,),
+            )
+        return self.get(job_id)
+
+    def get(self, job_id: str) -> JobRow:
+        """Raises `NotFound`."""
+        rows = self._rows("WHERE job_id = ?", (job_id,))
+        if not rows:
+            raise NotFound(f"There is no job {job_id!r}.")
+        return rows[0]
+
+    def unfinished(self) -> list[JobRow]:
+        return self._rows("WHERE state IN ('queued', 'running') ORDER BY created_ns", ())
+
+    def newest(self, *, limit: int) -> list[JobRow]:
+        return self._rows("ORDER BY created_ns DESC LIMIT ?", (limit,))
+
+    def _rows(self, clause: str, values: tuple[object, ...]) -> list[JobRow]:
+        sql = "SELECT job_id, kind, args, state, created_ns, started_ns, finished_ns, result, error FROM jobs "
+        return [
+            JobRow(r[0], r[1], json.loads(r[2]), r[3], r[4], r[5], r[6], _load(r[7]), _load(r[8]))
+            for r in self._db.read().execute(sql + clause, values)
+        ]
+
+    def start(self, job_id: str) -> None:
+        with self._db.write() as connection:
+            connection.execute(
+                "UPDATE jobs SET state = 'running', started_ns = ? WHERE job_id = ?", (self._clock.now_ns(), job_id)
+            )
+
+    def finish(self, job_id: str, state: str, *, result: dict[str, Any] | None, error: dict[str, Any] | None) -> None:
+        with self._db.write() as connection:
+            connection.execute(
+                "UPDATE jobs SET state = ?, finished_ns = ?, result = ?, error = ? WHERE job_id = ?",
+                (
+                    state, self._clock.now_ns(), None if result is None else json.dumps(result),
+                    None if error is None else json.dumps(error), job_id,
+                ),
+            )  # fmt: skip
+
+
+def _load(text: str | None) -> dict[str, Any] | None:
+    loaded: dict[str, Any] | None = None if text is None else json.loads(text)
+    return loaded

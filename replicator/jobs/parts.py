@@ -1,0 +1,40 @@
+"""What jobs work with. `app/node.py` fills it in; nothing here names a concrete engine but the local store's
+collector, which has no port because only one engine has segments to empty."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.ids import SiteId
+from replicator.catalog.catalog import Catalog
+from replicator.catalog.records import Signer
+from replicator.core.ports import Entropy, Offload, WallClock
+from replicator.ingest.config import IngestConfig
+from replicator.net.mesh import Mesh
+from replicator.repair.ask import Healer
+from replicator.repair.scrub import Scrubber
+from replicator.store.collect import Collector
+from replicator.store.ports import BlockReader, BlockStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """One node's working parts. Without `mesh` and `healer` the node is offline: a store under a command."""
+
+    store: BlockStore
+    collector: Collector
+    catalog: Catalog
+    reader: BlockReader
+    offload: Offload
+    clock: WallClock
+    entropy: Entropy
+    site_id: SiteId
+    site_name: str
+    sign: Signer
+    scrubber: Scrubber
+    healer: Healer | None
+    mesh: Mesh | None
+    ingest: IngestConfig
+    memo_folder: Path
+    grace_s: float
+    wake_scheduler: Callable[[], None]

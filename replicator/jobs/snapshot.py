@@ -1,0 +1,160 @@
+"""Taking snapshots, and pruning old ones by their rule."""
+
+from pathlib import Path
+from typing import Any
+
+from protocol.ids import SnapshotId
+from protocol.wire.hashing import derived_key
+from replicator.catalog.manifest.nodes import EMPTY_ROOTS
+from replicator.catalog.model import Volume
+from replicator.catalog.records import KINDS, SnapshotRecord, sign_record
+from replicator.catalog.retention import Candidate, plan_retention
+from replicator.core.errors import SourceError, UsageError
+from replicator.ingest.pipeline import take
+from replicator.ingest.sources import ImageSource, Source, Taken, TreeSource
+from replicator.jobs.parts import Parts
+from replicator.jobs.runner import JobContext
+from replicator.store.ports import Lease
+from replicator.sync.receive import store_record
+
+_LISTED_MAX = 50
+
+
+class SnapshotJobs:
+    """Jobs of the kind `snapshot`: `{"volumes": [id, …], "tags": […]}`. Several volumes make one system snapshot."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def run(self, context: JobContext) -> dict[str, Any]:
+        """The ids of the new snapshots derive from the job, so that a job that is run again takes none twice."""
+        parts = self._parts
+        volumes = [parts.catalog.volume(bytes.fromhex(text)) for text in context.args["volumes"]]
+        if not volumes:
+            raise UsageError("Nothing is protected yet.", hint="Run `replicator protect PATH` first.")
+        system_id = _derived(context.job_id, "system") if len(volumes) > 1 else b""
+        results: list[dict[str, Any]] = []
+        lease = parts.store.begin(f"snapshot {', '.join(volume.name for volume in volumes)}")
+        signed: list[tuple[bytes, dict[str, Any]]] = []
+        try:
+            for volume in volumes:
+                snapshot_id = SnapshotId(_derived(context.job_id, volume.volume_id.hex()))
+                if parts.catalog.has_snapshot(snapshot_id):
+                    continue
+                context.progress.detail = volume.name
+                signed.append(await self._take(volume, snapshot_id, context, lease, system_id, len(volumes)))
+            for record, result in signed:
+                name = await parts.offload.run(store_record, parts.store, lease, record)
+                parts.catalog.add_snapshot(record, name)
+                results.append(result)
+        except Exception as error:
+            for volume in volumes:
+                parts.catalog.note_protection_result(volume.volume_id, error=str(error))
+            raise
+        finally:
+            parts.store.end(lease)
+        for volume in volumes:
+            parts.catalog.note_protection_result(volume.volume_id, error="")
+        pruned = sum(prune_volume(parts, volume) for volume in volumes)
+        parts.wake_scheduler()
+        return {"snapshots": results, "system_id": system_id.hex(), "pruned": pruned}
+
+    async def _take(
+        self, volume: Volume, snapshot_id: SnapshotId, context: JobContext, lease: Lease, system_id: bytes, members: int
+    ) -> tuple[bytes, dict[str, Any]]:
+        parts = self._parts
+        taken_ns = parts.clock.now_ns()
+        taken = await take(
+            source_of(volume),
+            store=parts.store,
+            lease=lease,
+            offload=parts.offload,
+            progress=context.progress,
+            clock=parts.clock,
+            memo=parts.memo_folder / volume.volume_id.hex(),
+            config=parts.ingest,
+        )
+        record = SnapshotRecord(
+            snapshot_id=snapshot_id,
+            origin=parts.site_id,
+            volume_id=volume.volume_id,
+            volume_name=volume.name,
+            kind=volume.kind,
+            sequence=parts.catalog.next_sequence(volume.volume_id),
+            taken_ns=taken_ns,
+            root=taken.root,
+            size_bytes=taken.size_bytes,
+            entries=taken.entries,
+            block_bytes=volume.block_bytes,
+            consistency="crash",
+            tags=tuple(context.args.get("tags", ())),
+            system_id=system_id,
+            system_size=members,
+            skipped=len(taken.skipped),
+        )
+        return sign_record(record, parts.sign), describe_taken(record, taken)
+
+
+def describe_taken(record: SnapshotRecord, taken: Taken) -> dict[str, Any]:
+    return {
+        "snapshot": record.snapshot_id.hex(),
+        "volume": record.volume_name,
+        "kind": record.kind,
+        "root": record.root.hex(),
+        "is_empty": record.root in EMPTY_ROOTS.values(),
+        "size_bytes": taken.size_bytes,
+        "entries": taken.entries,
+        "blocks_new": taken.blocks_new,
+        "bytes_new": taken.bytes_new,
+        "bytes_read": taken.bytes_read,
+        "files_unopened": taken.files_unopened,
+        "skipped_count": len(taken.skipped),
+        "skipped": [{"path": _text(one.path), "reason": one.reason} for one in taken.skipped[:_LISTED_MAX]],
+        "changed_while_read": [_text(path) for path in taken.changed_while_read[:_LISTED_MAX]],
+    }
+
+
+def _text(path: bytes) -> str:
+    return path.decode(errors="backslashreplace")
+
+
+def source_of(volume: Volume) -> Source:
+    """Where a volume's data is. Raises `SourceError` for a copy from elsewhere."""
+    if volume.path is None:
+        raise SourceError(
+            f"{volume.name} is a copy from site {volume.origin.hex()[:12]}.", hint="Snapshots of it are taken there."
+        )
+    path = Path(volume.path.decode(errors="surrogateescape"))
+    if volume.kind == "tree":
+        return TreeSource(path=path, exclude=volume.exclude)
+    assert volume.kind == "image" and volume.kind in KINDS
+    return ImageSource(path=path)
+
+
+def prune_volume(parts: Parts, volume: Volume) -> int:
+    """Forget the snapshots that the volume's keep rule lets go; their blocks are the collector's business."""
+    rules = {one.volume_id: one.keep for one in parts.catalog.protections()}
+    rule = rules.get(volume.volume_id, "")
+    candidates = [
+        Candidate(snapshot.snapshot_id, snapshot.received_ns, snapshot.held)
+        for snapshot in parts.catalog.snapshots(volume.volume_id)
+    ]
+    gone = [verdict.snapshot_id for verdict in plan_retention(rule, candidates) if not verdict.reason]
+    gone = [snapshot_id for snapshot_id in gone if not _is_awaited(parts, snapshot_id, volume)]
+    parts.catalog.delete_snapshots(gone)
+    return len(gone)
+
+
+def _is_awaited(parts: Parts, snapshot_id: SnapshotId, volume: Volume) -> bool:
+    """Whether a peer's last receipt is for this one: it is the base of the next difference (zrepl#340)."""
+    receipts = parts.catalog.receipts()
+    order = [snapshot.snapshot_id for snapshot in parts.catalog.snapshots(volume.volume_id)]
+    for sync in parts.catalog.syncs():
+        proven = [one for one in order if (one, sync.peer) in receipts]
+        if proven and proven[-1] == snapshot_id:
+            return True
+    return False
+
+
+def _derived(job_id: str, what: str) -> bytes:
+    return derived_key("replicator 2026-11-22 ids of a job v1", f"{job_id}/{what}".encode())[:16]

@@ -1,0 +1,106 @@
+"""Silence is an alarm: a promise that is not kept is said aloud, here and on the peer.
+
+Alerts are derived from what is known each time they are asked for; none can be lost, and one
+that is no longer true is gone. Each names the thing and the next step.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from replicator.catalog.model import Protection
+from replicator.core.units import format_span
+from replicator.jobs.parts import Parts
+from replicator.net.mesh import Mesh
+
+_LATE: Final = 2.0
+"""A promise is broken after twice its period: once may be a slow disk."""
+_QUIET_S: Final = 60.0
+"""A peer without a link for this long is quiet: three times what finding a dead link takes."""
+_SETTLE_S: Final = 15.0
+"""After a start, links and overdue jobs get a moment before their absence is news."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """`kind` is for programs; `subject` names the thing; `text` is the sentence, `hint` the next step."""
+
+    kind: str
+    subject: str
+    text: str
+    hint: str
+
+
+def find_alerts(parts: Parts, mesh: Mesh, *, started_ns: int) -> list[Alert]:
+    """Everything that needs a person now."""
+    settled = parts.clock.now_ns() - started_ns > _SETTLE_S * 1e9
+    found = list(_of_store(parts))
+    if settled:
+        found += _of_schedule(parts)
+        found += _of_peers(parts, mesh)
+        found += _of_expectations(parts)
+    found += _of_syncs(parts)
+    return found
+
+
+def _of_store(parts: Parts) -> Iterator[Alert]:
+    counted = parts.store.statistics()
+    if counted.read_only:
+        yield Alert("store_read_only", "store", counted.read_only, "Check the disk, then restart the node.")
+    if counted.broken_blocks:
+        text = f"{counted.broken_blocks} blocks are broken and no peer has given a sound copy yet."
+        yield Alert("blocks_broken", "store", text, "Run `replicator repair`; it lists what they touch.")
+
+
+def _of_schedule(parts: Parts) -> Iterator[Alert]:
+    now = parts.clock.now_ns()
+    for promise in parts.catalog.protections():
+        name = parts.catalog.volume(promise.volume_id).name
+        since = promise.last_success_ns
+        if promise.last_error:
+            yield Alert("snapshot_failed", name, f"The last snapshot failed: {promise.last_error}", "See the error.")
+        elif _is_late(since, promise, now):
+            age = format_span((now - since) / 1e9) if since else "never"
+            text = f"The last good snapshot was {age} ago; one every {format_span(promise.every_s)} is promised."
+            yield Alert("schedule_missed", name, text, "See `replicator status` for the job that hangs or fails.")
+
+
+def _is_late(since: int | None, promise: Protection, now: int) -> bool:
+    if since is None:
+        return now - promise.next_run_ns > _LATE * promise.every_s * 1e9
+    return now - since > _LATE * promise.every_s * 1e9
+
+
+def _of_peers(parts: Parts, mesh: Mesh) -> Iterator[Alert]:
+    now = parts.clock.now_ns()
+    for peer in parts.catalog.peers.all():
+        if mesh.link_to(peer.site_id) is not None:
+            continue
+        quiet_s = (now - (peer.last_seen_ns or peer.added_ns)) / 1e9
+        if quiet_s > _QUIET_S:
+            text = f"Nothing was heard of {peer.name} for {format_span(quiet_s)}."
+            why = mesh.dial_errors.get(peer.site_id, "")
+            yield Alert("peer_quiet", peer.name, f"{text} {why}".strip(), "Is its node up and reachable?")
+
+
+def _of_expectations(parts: Parts) -> Iterator[Alert]:
+    """What a peer promised to send us: if its node is dead, only we can say so."""
+    now = parts.clock.now_ns()
+    for one in parts.catalog.expectations():
+        late_s = (now - one.last_ns) / 1e9
+        if late_s > _LATE * one.every_s:
+            name = parts.catalog.peers.name_of(one.peer)
+            volume = parts.catalog.volume(one.volume_id).name
+            text = f"The last snapshot of {volume} came {format_span(late_s)} ago; one every "
+            yield Alert(
+                "peer_missed_schedule", f"{name}/{volume}", f"{text}{format_span(one.every_s)} is promised.",
+                f"Look at the node of {name}.",
+            )  # fmt: skip
+
+
+def _of_syncs(parts: Parts) -> Iterator[Alert]:
+    for sync in parts.catalog.syncs():
+        if sync.failures >= 3:
+            name = parts.catalog.peers.name_of(sync.peer)
+            text = f"Syncing to {name} failed {sync.failures} times: {sync.last_error}"
+            yield Alert("sync_failing", name, text, "It is tried again by itself; see the error.")

@@ -1,0 +1,108 @@
+"""The same facts for Prometheus. Names and labels are part of the interface: `docs/operations.md` lists them."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_PREFIX = "replicator_"
+
+
+class StatusCollector(Collector):
+    """Turns the status page into samples when it is asked."""
+
+    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterable[Metric]:
+        page = self._status()
+        yield from _store(page["store"])
+        yield from _peers(page["peers"])
+        yield from _volumes(page["volumes"])
+        yield from _syncs(page["syncs"])
+        yield _one("up_seconds", "Seconds since the node started.", page["up_s"])
+        yield _one("jobs_running", "Jobs that are queued or running.", len(page["jobs"]))
+        repairs = CounterMetricFamily(f"{_PREFIX}repairs", "Audit lines by role and outcome.", labels=["what"])
+        for what, count in page["repairs"].items():
+            repairs.add_metric([what], count)
+        yield repairs
+        alerts = _family("alert", "1 for each alert that is on.", ["kind", "subject"])
+        for alert in page["alerts"]:
+            alerts.add_metric([alert["kind"], alert["subject"]], 1)
+        yield alerts
+
+
+def render_metrics(status: Callable[[], dict[str, Any]]) -> bytes:
+    """The text that Prometheus scrapes."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(StatusCollector(status))
+    text: bytes = generate_latest(registry)
+    return text
+
+
+def _family(name: str, text: str, labels: list[str]) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{_PREFIX}{name}", text, labels=labels)
+
+
+def _one(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{_PREFIX}{name}", text, value=value)
+
+
+def _store(store: dict[str, Any]) -> Iterable[Metric]:
+    yield _one("store_blocks", "Blocks present.", store["blocks"])
+    yield _one("store_sealed_bytes", "Bytes that present blocks take.", store["sealed_bytes"])
+    yield _one("store_disk_bytes", "Bytes of all segment files.", store["disk_bytes"])
+    yield _one("store_dedup_ratio", "Bytes of all snapshots over bytes that their blocks take.", store["dedup_ratio"])
+    yield _one("store_broken_blocks", "Blocks in quarantine.", store["broken_blocks"])
+    yield _one("store_condemned_blocks", "Blocks that wait out the grace of a collection.", store["condemned_blocks"])
+    yield _one("store_read_only", "1 if a flush failed and the store takes no writes.", int(bool(store["read_only"])))
+    if store["oldest_verified_s"] is not None:
+        yield _one("store_oldest_verified_seconds", "Age of the oldest proof of a segment.", store["oldest_verified_s"])
+
+
+def _peers(peers: list[dict[str, Any]]) -> Iterable[Metric]:
+    linked = _family("peer_linked", "1 if there is a live link.", ["peer"])
+    seen = _family("peer_last_seen_seconds", "Since the peer was last heard.", ["peer"])
+    trip = _family("peer_round_trip_seconds", "Of the last heartbeat.", ["peer"])
+    for peer in peers:
+        linked.add_metric([peer["name"]], int(peer["linked"]))
+        if peer["last_seen_s"] is not None:
+            seen.add_metric([peer["name"]], peer["last_seen_s"])
+        if peer["round_trip_s"] is not None:
+            trip.add_metric([peer["name"]], peer["round_trip_s"])
+    return [linked, seen, trip]
+
+
+def _volumes(volumes: list[dict[str, Any]]) -> Iterable[Metric]:
+    count = _family("volume_snapshots", "Snapshots here.", ["volume", "origin"])
+    age = _family("volume_newest_age_seconds", "Age of the newest snapshot here.", ["volume", "origin"])
+    success = _family("protection_last_success_seconds", "Since the last good scheduled snapshot.", ["volume"])
+    due = _family("protection_next_run_seconds", "Until the next scheduled snapshot.", ["volume"])
+    for volume in volumes:
+        labels = [volume["name"], volume["origin"]]
+        count.add_metric(labels, volume["snapshots"])
+        if volume["newest_age_s"] is not None:
+            age.add_metric(labels, volume["newest_age_s"])
+        promise = volume["protection"]
+        if promise is not None:
+            due.add_metric([volume["name"]], promise["next_run_s"])
+            if promise["last_success_s"] is not None:
+                success.add_metric([volume["name"]], promise["last_success_s"])
+    return [count, age, success, due]
+
+
+def _syncs(syncs: list[dict[str, Any]]) -> Iterable[Metric]:
+    lag = _family(
+        "sync_lag_seconds", "Age of the oldest snapshot that the peer has not signed for.", ["volume", "peer"]
+    )
+    pending = _family("sync_pending_snapshots", "Snapshots that the peer has not signed for.", ["volume", "peer"])
+    success = _family("sync_last_success_seconds", "Since the peer last had everything.", ["volume", "peer"])
+    for sync in syncs:
+        labels = [sync["volume"], sync["peer"]]
+        lag.add_metric(labels, sync["lag_s"])
+        pending.add_metric(labels, sync["pending_snapshots"])
+        if sync["last_success_s"] is not None:
+            success.add_metric(labels, sync["last_success_s"])
+    return [lag, pending, success]

@@ -1,0 +1,190 @@
+"""The whole node on one page: what `replicator status` and the API show.
+
+States of a site sync are the words of the glossary: idle, syncing, retrying, blocked, paused.
+A healthy sync is never "offline".
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from replicator.catalog.catalog import EVERY_VOLUME
+from replicator.catalog.model import Protection, SiteSync, Volume
+from replicator.core.workers import WorkerRunner
+from replicator.jobs.parts import Parts
+from replicator.jobs.runner import JobRunner, JobView
+from replicator.jobs.scheduler import pending_snapshots
+from replicator.monitor.alerts import find_alerts
+from replicator.net.mesh import Mesh
+
+_RECENT_REPAIRS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class StatusSources:
+    """Where the page is read from."""
+
+    parts: Parts
+    mesh: Mesh
+    jobs: JobRunner
+    workers: WorkerRunner
+    started_ns: int
+    version: str
+
+
+def node_status(sources: StatusSources) -> dict[str, Any]:
+    """Everything, as plain values. Times are ages in seconds, so that no clock has to be compared."""
+    parts = sources.parts
+    now = parts.clock.now_ns()
+    alerts = find_alerts(parts, sources.mesh, started_ns=sources.started_ns)
+    return {
+        "site": parts.site_name,
+        "site_id": parts.site_id.hex(),
+        "version": sources.version,
+        "address": sources.mesh.address,
+        "up_s": _age(now, sources.started_ns),
+        "health": "alert" if alerts else "well",
+        "alerts": [asdict(alert) for alert in alerts],
+        "peers": _peers(sources, now),
+        "volumes": _volumes(sources, now),
+        "syncs": [_sync(sources, sync, now) for sync in parts.catalog.syncs()],
+        "jobs": [describe_job(view) for view in sources.jobs.running()],
+        "store": _store(parts, now),
+        "repairs": {f"{role}.{outcome}": count for (role, outcome), count in parts.catalog.repair_counts().items()},
+        "throttle": {
+            "out_bytes_per_s": sources.mesh.rate_out.rate_bytes,
+            "in_bytes_per_s": sources.mesh.rate_in.rate_bytes,
+        },
+        "workers": [asdict(state) for state in sources.workers.states.values()],
+    }
+
+
+def _age(now_ns: int, then_ns: int | None) -> float | None:
+    return None if then_ns is None else round((now_ns - then_ns) / 1e9, 3)
+
+
+def _peers(sources: StatusSources, now: int) -> list[dict[str, Any]]:
+    page: list[dict[str, Any]] = []
+    for peer in sources.parts.catalog.peers.all():
+        link = sources.mesh.link_to(peer.site_id)
+        counted = link.statistics() if link is not None else None
+        page.append(
+            {
+                "name": peer.name,
+                "site_id": peer.site_id.hex(),
+                "addresses": list(peer.addresses),
+                "linked": link is not None,
+                "round_trip_s": link.round_trip_s if link is not None else None,
+                "bytes_in": counted.bytes_in if counted else 0,
+                "bytes_out": counted.bytes_out if counted else 0,
+                "last_seen_s": 0.0 if link is not None else _age(now, peer.last_seen_ns),
+                "problem": "" if link is not None else sources.mesh.dial_errors.get(peer.site_id, ""),
+            }
+        )
+    return page
+
+
+def _volumes(sources: StatusSources, now: int) -> list[dict[str, Any]]:
+    catalog = sources.parts.catalog
+    promises = {one.volume_id: one for one in catalog.protections()}
+    receipts = catalog.receipts()
+    page: list[dict[str, Any]] = []
+    for volume in catalog.volumes():
+        snapshots = catalog.snapshots(volume.volume_id)
+        newest = snapshots[-1] if snapshots else None
+        page.append(
+            {
+                "name": volume.name,
+                "volume_id": volume.volume_id.hex(),
+                "kind": volume.kind,
+                "origin": _site_name(sources, volume),
+                "path": None if volume.path is None else volume.path.decode(errors="backslashreplace"),
+                "snapshots": len(snapshots),
+                "newest": None if newest is None else newest.snapshot_id.hex(),
+                "newest_age_s": None if newest is None else _age(now, newest.record.taken_ns),
+                "size_bytes": 0 if newest is None else newest.record.size_bytes,
+                "protection": _promise(promises.get(volume.volume_id), now),
+                "held_by": sorted(
+                    catalog.peers.name_of(site)
+                    for (snapshot_id, site) in receipts
+                    if newest is not None and snapshot_id == newest.snapshot_id
+                ),
+            }
+        )
+    return page
+
+
+def _site_name(sources: StatusSources, volume: Volume) -> str:
+    parts = sources.parts
+    return parts.site_name if volume.origin == parts.site_id else parts.catalog.peers.name_of(volume.origin)
+
+
+def _promise(promise: Protection | None, now: int) -> dict[str, Any] | None:
+    if promise is None:
+        return None
+    return {
+        "every_s": promise.every_s,
+        "keep": promise.keep,
+        "last_success_s": _age(now, promise.last_success_ns),
+        "next_run_s": round((promise.next_run_ns - now) / 1e9, 3),
+        "last_error": promise.last_error,
+    }
+
+
+def _sync(sources: StatusSources, sync: SiteSync, now: int) -> dict[str, Any]:
+    catalog = sources.parts.catalog
+    pending = pending_snapshots(catalog, sync, catalog.receipts())
+    syncing = sources.jobs.is_active("sync", sync.sync_id)
+    if sync.paused:
+        state = "paused"
+    elif syncing:
+        state = "syncing"
+    elif sync.failures and pending:
+        state = f"retrying ({sync.failures}, next in {max(0, (sync.next_try_ns - now) // 10**9)} s)"
+    else:
+        state = "idle"
+    oldest = min((snapshot.record.taken_ns for snapshot in pending), default=None)
+    return {
+        "sync_id": sync.sync_id,
+        "volume": "every volume" if sync.volume_id == EVERY_VOLUME else catalog.volume(sync.volume_id).name,
+        "peer": catalog.peers.name_of(sync.peer),
+        "state": state,
+        "pending_snapshots": len(pending),
+        "lag_s": 0.0 if oldest is None else _age(now, oldest),
+        "last_success_s": _age(now, sync.last_success_ns),
+        "last_error": sync.last_error,
+    }
+
+
+def _store(parts: Parts, now: int) -> dict[str, Any]:
+    counted = parts.store.statistics()
+    logical = sum(snapshot.record.size_bytes for snapshot in parts.catalog.snapshots())
+    return {
+        "blocks": counted.blocks,
+        "sealed_bytes": counted.sealed_bytes,
+        "disk_bytes": counted.disk_bytes,
+        "segments": counted.segments,
+        "logical_bytes": logical,
+        "dedup_ratio": round(logical / counted.sealed_bytes, 3) if counted.sealed_bytes else 0.0,
+        "compression_ratio": round(counted.body_bytes / counted.sealed_bytes, 3) if counted.sealed_bytes else 0.0,
+        "broken_blocks": counted.broken_blocks,
+        "condemned_blocks": counted.condemned_blocks,
+        "read_only": counted.read_only,
+        "oldest_verified_s": _age(now, counted.oldest_verified_ns),
+    }
+
+
+def describe_job(view: JobView) -> dict[str, Any]:
+    """One job as the API tells it."""
+    row, progress = view.row, view.progress
+    return {
+        "job_id": row.job_id,
+        "kind": row.kind,
+        "state": row.state,
+        "args": row.args,
+        "created_ns": row.created_ns,
+        "started_ns": row.started_ns,
+        "finished_ns": row.finished_ns,
+        "progress": None if progress is None else asdict(progress),
+        "result": row.result,
+        "error": row.error,
+    }

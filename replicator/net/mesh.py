@@ -1,0 +1,300 @@
+"""All links of this node: listening, dialling, and knowing who is there.
+
+Every pinned peer with an address is dialled until there is a link, with growing, jittered
+pauses; a peer behind NAT dials us instead, and either kind of link carries everything in both
+directions. Revoking a peer rebuilds the TLS contexts and cuts its links at once.
+"""
+
+import random
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import trio
+
+from protocol.errors import ErrorCode, ProtocolError
+from protocol.ids import SiteId
+from protocol.limits import HANDSHAKE_S
+from protocol.messages.registry import decode, encode
+from protocol.messages.session import Hello, PairJoin, PairWelcome, Refusal
+from protocol.messages.versions import CURRENT, OLDEST
+from replicator.core.errors import ConfigError, PeerError, ReplicatorError, Unreachable
+from replicator.core.logging import get_logger
+from replicator.core.throttle import TokenBucket
+from replicator.net.identity import Identity
+from replicator.net.link import Handlers, Link, Pace
+from replicator.net.pairing import join_proof, receive_one, send_one, split_address
+from replicator.net.ports import PeerBook
+from replicator.net.tls import TlsTransport, make_context
+
+_DIAL_FIRST_S: Final = 0.2
+_DIAL_MOST_S: Final = 30.0
+_LINKS_PER_PEER_MAX: Final = 4
+_GREETING_MAX: Final = 64
+"""Connections that have not proven themselves yet; more are made to wait by the kernel's queue."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshConfig:
+    """Where the node listens and how fast it may talk."""
+
+    listen: str = "127.0.0.1:7421"
+    advertise: tuple[str, ...] = ()
+    """Addresses that peers are told; empty means `listen`."""
+    rate_out_bytes: int = 0
+    """Bulk bytes a second to all peers together; 0 is no limit."""
+    rate_in_bytes: int = 0
+
+
+class Mesh:
+    """The node's view of the other sites."""
+
+    def __init__(
+        self,
+        config: MeshConfig,
+        *,
+        identity: Identity,
+        name: str,
+        incarnation: bytes,
+        book: PeerBook,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.config = config
+        self.identity = identity
+        self.name = name
+        self._incarnation = incarnation
+        self._book = book
+        self.handlers: Handlers = {}
+        self.rate_out = TokenBucket(config.rate_out_bytes, clock=monotonic)
+        self.rate_in = TokenBucket(config.rate_in_bytes, clock=monotonic)
+        self._links: dict[SiteId, list[Link]] = {}
+        self._changed = trio.Event()
+        self._contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None = None
+        self._greeting = trio.CapacityLimiter(_GREETING_MAX)
+        self.address = config.listen
+        self.dial_errors: dict[SiteId, str] = {}
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where peers are told to find us."""
+        return self.config.advertise or (self.address,)
+
+    # -- who is there ---------------------------------------------------------------------
+
+    def link_to(self, site_id: SiteId) -> Link | None:
+        """A live link to the peer: the oldest, so that everybody uses the same one."""
+        for link in self._links.get(site_id, ()):
+            if link.ready.is_set() and not link.closed.is_set():
+                return link
+        return None
+
+    def connected(self) -> list[Link]:
+        """One live link for each peer that has any."""
+        return [link for site in list(self._links) if (link := self.link_to(site)) is not None]
+
+    async def wait_link(self, site_id: SiteId, *, seconds: float) -> Link:
+        """A live link to the peer, as soon as there is one. Raises `Unreachable` after `seconds`."""
+        with trio.move_on_after(seconds):
+            while True:
+                if (link := self.link_to(site_id)) is not None:
+                    return link
+                await self._changed.wait()
+        why = self.dial_errors.get(site_id, "it has not dialled us, and we know no address of it that answers")
+        raise Unreachable(f"{self._book.name_of(site_id)} is not reachable: {why}.", hint="Is that node up?")
+
+    def trust_changed(self) -> None:
+        """Peers or invites were added or removed: accept and refuse accordingly from now on."""
+        self._contexts = None
+        known = set(self._book.peer_ids())
+        for site, links in list(self._links.items()):
+            if site not in known:
+                for link in links:
+                    link.close(ErrorCode.FORBIDDEN, "this site is no longer a peer")
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _context(self, *, is_server: bool) -> ssl.SSLContext:
+        if self._contexts is None:
+            peers = self._book.peer_ids()
+            doors = [Identity.of_invite(one, self.identity.site_id).site_id for one in self._book.invite_ids()]
+            self._contexts = (
+                make_context(self.identity, [*peers, *doors], is_server=True),
+                make_context(self.identity, peers, is_server=False),
+            )
+        return self._contexts[0 if is_server else 1]
+
+    # -- life -----------------------------------------------------------------------------
+
+    async def listen(self) -> list[trio.SocketListener]:
+        """Bind. Raises `ConfigError` if the address is taken or not ours."""
+        host, port = split_address(self.config.listen)
+        try:
+            listeners = await trio.open_tcp_listeners(port, host=host, backlog=128)
+        except OSError as error:
+            raise ConfigError(
+                f"Cannot listen on {self.config.listen}: {error.strerror or error}.",
+                hint="Another program has it, or it is not this machine's address: change `listen` in config.toml.",
+            ) from error
+        self.address = f"{self.config.listen.rpartition(':')[0]}:{listeners[0].socket.getsockname()[1]}"
+        return listeners
+
+    async def run(self, listeners: list[trio.SocketListener]) -> None:
+        """Accept and dial until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(trio.serve_listeners, self._accept, listeners, handler_nursery=nursery))
+            nursery.start_soon(self._keep_dialling, nursery)
+
+    async def _accept(self, stream: trio.SocketStream) -> None:
+        try:
+            async with self._greeting:
+                with trio.fail_after(HANDSHAKE_S):
+                    transport = TlsTransport(stream, self._context(is_server=True), is_server=True)
+                    site = await transport.handshake()
+        except (PeerError, trio.TooSlowError, OSError) as error:
+            get_logger().info("link.turned_away", error=str(error) or "too slow")
+            await trio.aclose_forcefully(stream)
+            return
+        if site in self._book.peer_ids():
+            await self._run_link(transport, site, is_dialer=False, address=_remote(stream))
+        else:
+            await self._welcome(transport, site)
+
+    async def _welcome(self, transport: TlsTransport, door: SiteId) -> None:
+        """Someone came through an invite's door: one question, one answer, and the line is closed."""
+        try:
+            with trio.fail_after(HANDSHAKE_S):
+                request = decode(await receive_one(transport))
+                await send_one(transport, encode(self._judge(request, door)))
+                # Closing at once could overtake the answer on its way.
+                await transport.receive()
+        except (PeerError, ProtocolError, trio.TooSlowError, OSError) as error:
+            get_logger().info("pair.failed", error=str(error) or "too slow")
+        finally:
+            await transport.close()
+
+    def _judge(self, request: object, door: SiteId) -> PairWelcome | Refusal:
+        if not isinstance(request, PairJoin):
+            return Refusal(error=ErrorCode.UNEXPECTED, reason="expected a join")
+        if Identity.of_invite(request.invite_id, self.identity.site_id).site_id != door:
+            return Refusal(error=ErrorCode.PAIR_CODE_WRONG, reason="that is the door of another invite")
+        proof = join_proof(request.invite_id, self.identity.site_id, request.site_id)
+        verdict = self._book.admit(request, proof)
+        if verdict is not ErrorCode.OK:
+            get_logger().warning("pair.refused", name=request.name, why=verdict.name)
+            return Refusal(error=verdict, reason=verdict.name)
+        get_logger().info("pair.joined", name=request.name, site=request.site_id.hex()[:12])
+        self.trust_changed()
+        return PairWelcome(site_id=self.identity.site_id, name=self.name, addresses=self.addresses)
+
+    async def _run_link(self, transport: TlsTransport, site: SiteId, *, is_dialer: bool, address: str) -> None:
+        links = self._links.setdefault(site, [])
+        if len(links) >= _LINKS_PER_PEER_MAX:
+            await transport.close()
+            return
+        hello = Hello(
+            version_min=OLDEST,
+            version_max=CURRENT,
+            site_id=self.identity.site_id,
+            incarnation=self._incarnation,
+            name=self.name,
+        )
+        link = Link(
+            transport,
+            peer=site,
+            name=self._book.name_of(site),
+            is_dialer=is_dialer,
+            hello=hello,
+            handlers=self.handlers,
+            pace=Pace((self.rate_out,), (self.rate_in,)),
+            address=address,
+        )
+        links.append(link)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._announce, link)
+                await link.run()
+                nursery.cancel_scope.cancel()
+        finally:
+            links.remove(link)
+            stats = link.statistics()
+            get_logger().info(
+                "link.closed",
+                peer=link.name,
+                why=link.why_closed,
+                bytes_in=stats.bytes_in,
+                bytes_out=stats.bytes_out,
+                lasted_s=round(trio.current_time() - link.opened_at, 1),
+            )
+            self._book.note_seen(site)
+            self._notify()
+
+    async def _announce(self, link: Link) -> None:
+        await link.ready.wait()
+        self.dial_errors.pop(link.peer, None)
+        self._notify()
+        while True:
+            self._book.note_seen(link.peer)
+            await trio.sleep(30)
+
+    # -- dialling -------------------------------------------------------------------------
+
+    async def _keep_dialling(self, nursery: trio.Nursery) -> None:
+        dialled: set[SiteId] = set()
+        while True:
+            for site in self._book.peer_ids():
+                if site not in dialled:
+                    dialled.add(site)
+                    nursery.start_soon(self._dial_for_ever, site, dialled)
+            with trio.move_on_after(1):
+                await self._changed.wait()
+
+    async def _dial_for_ever(self, site: SiteId, dialled: set[SiteId]) -> None:
+        pause = _DIAL_FIRST_S
+        # Two sites that learn of each other at the same moment should not both dial.
+        await trio.sleep(0 if self.identity.site_id < site else 0.5 + random.random())
+        while site in self._book.peer_ids():
+            if self._links.get(site):
+                pause = _DIAL_FIRST_S
+                await trio.sleep(0.2)
+                continue
+            for address in self._book.addresses_of(site):
+                if await self._dial(site, address):
+                    pause = _DIAL_FIRST_S
+                    break
+            await trio.sleep(pause * (0.5 + random.random()))
+            pause = min(pause * 2, _DIAL_MOST_S)
+        dialled.discard(site)
+
+    async def _dial(self, site: SiteId, address: str) -> bool:
+        """Dial and serve one link to its end. Returns whether it came about at all."""
+        try:
+            with trio.fail_after(HANDSHAKE_S):
+                host, port = split_address(address)
+                stream = await trio.open_tcp_stream(host, port)
+                transport = TlsTransport(stream, self._context(is_server=False), is_server=False)
+                found = await transport.handshake()
+        except (ReplicatorError, trio.TooSlowError, OSError) as error:
+            self.dial_errors[site] = f"{address}: {error or 'no answer in time'}"
+            return False
+        if found != site:
+            self.dial_errors[site] = f"{address} is another peer, {self._book.name_of(found)}"
+            await transport.close()
+            return False
+        await self._run_link(transport, site, is_dialer=True, address=address)
+        return True
+
+
+def _remote(stream: trio.SocketStream) -> str:
+    try:
+        host, port = stream.socket.getpeername()[:2]
+    except OSError:
+        return "unknown"
+    return f"{host}:{port}"
+
+
+__all__ = ["Mesh", "MeshConfig"]

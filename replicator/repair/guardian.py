@@ -1,0 +1,43 @@
+"""ioGuardian, the serving side: answer a peer whose blocks have rotted, before any bulk traffic."""
+
+import trio
+
+from protocol.ids import split_ids
+from protocol.messages.blocks import BlocksSent
+from protocol.messages.registry import Message
+from protocol.messages.repair import RepairBlocks
+from replicator.catalog.catalog import Catalog
+from replicator.catalog.model import RepairLine
+from replicator.core.logging import get_logger
+from replicator.core.ports import Offload, WallClock
+from replicator.net.link import Stream
+from replicator.store.ports import BlockStore, SealedRuns
+
+
+class Guardian:
+    """Serves repair requests."""
+
+    def __init__(self, *, store: BlockStore, catalog: Catalog, offload: Offload, clock: WallClock) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._offload = offload
+        self._clock = clock
+
+    async def repair_blocks(self, stream: Stream, request: Message) -> None:
+        assert isinstance(request, RepairBlocks)
+        began = trio.current_time()
+        ids = split_ids(request.ids)
+        answer: SealedRuns = await self._offload.run(self._store.read_sealed, ids)
+        for run in answer.runs:
+            await stream.send_blocks([run])
+        # Our own broken copies are our own scrub's business: asking others now could go in circles.
+        lost = {fault.block_id: fault.kind for fault in answer.faults}
+        await stream.send(BlocksSent(missing=b"".join(lost)), end=True)
+        took, now = trio.current_time() - began, self._clock.now_ns()
+        name = stream.link.name
+        self._catalog.add_repairs(
+            [RepairLine(now, b, 0, request.cause, "served", name, "served", took) for b in ids if b not in lost]
+        )
+        get_logger().info(
+            "repair.served", peer=name, blocks=answer.blocks_count, lacking=len(lost), took_s=round(took, 3)
+        )

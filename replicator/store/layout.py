@@ -1,0 +1,63 @@
+"""The files of a store, and who may open it.
+
+    store/format        the version of all this, one line
+    store/lock          held by the one process that has the store open
+    store/ledger.sqlite where each block lies: a cache of the segments
+    store/segments/00000001.seg …
+"""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Final
+
+from replicator.core.errors import ConfigError, StoreLocked
+from replicator.core.files import sync_directory, write_durably
+
+FORMAT: Final = "replicator store 1\n"
+
+
+class StoreLayout:
+    """Paths of one store."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.format = root / "format"
+        self.lock = root / "lock"
+        self.ledger = root / "ledger.sqlite"
+        self.segments = root / "segments"
+
+    def prepare(self) -> None:
+        """Make the folders of a new store, or check that this is one that we can read.
+
+        Raises `ConfigError` if the folder holds something else or something newer.
+        """
+        self.segments.mkdir(parents=True, exist_ok=True)
+        if not self.format.exists():
+            sync_directory(self.root.parent)
+            if any(self.segments.iterdir()):
+                raise ConfigError(
+                    f"{self.root} has segments but no format file.",
+                    hint=f"If this is a store of this release, put the line {FORMAT.strip()!r} into {self.format}.",
+                )
+            write_durably(self.format, FORMAT.encode())
+            sync_directory(self.root)
+        found = self.format.read_text(errors="replace")
+        if found != FORMAT:
+            raise ConfigError(f"{self.root} is {found.strip()!r}; this release reads {FORMAT.strip()!r}.")
+
+    def acquire(self) -> int:
+        """Lock the store for this process; the lock goes with the process. Raises `StoreLocked`."""
+        handle = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(handle)
+            raise StoreLocked(
+                f"The store at {self.root} is in use by process {owner}.",
+                hint="Talk to that node, or stop it first.",
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        return handle

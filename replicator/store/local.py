@@ -1,0 +1,415 @@
+"""The store of one node on one local file system.
+
+The order of a commit, which everything else rests on:
+
+    bytes into the segment → fdatasync → rows into the ledger (one transaction, FULL) → return
+
+and for a new segment its name is made durable before its first byte. Whoever is told
+"committed" can pull the plug. Writers that commit at the same moment share one flush: the
+first in takes everything that is pending, the others find it done.
+
+Blocks that are appended and not yet committed are known in memory only (`_pending`), so a
+second writer of the same bytes does not write them again, and a crash forgets exactly what
+nobody was promised.
+
+Invariant: an id is in the ledger only if a flush has covered its bytes.
+"""
+
+import errno
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from protocol.ids import BlockId
+from protocol.wire.envelope import Header
+from replicator.core.errors import StoreError, StoreFull, StoreReadOnly
+from replicator.core.logging import get_logger
+from replicator.core.ports import SystemClock, WallClock
+from replicator.store.config import StoreConfig
+from replicator.store.layout import StoreLayout
+from replicator.store.leases import Leases
+from replicator.store.ledger import Ledger
+from replicator.store.ports import (
+    Bodies,
+    Cause,
+    Fault,
+    Lease,
+    Place,
+    ScrubCursor,
+    SealedBlock,
+    SealedRuns,
+    StoreStatistics,
+    VerifiedPart,
+)
+from replicator.store.replay import Replayed, replay
+from replicator.store.segments import SegmentFiles
+from replicator.store.verify import Piece, Wanted, read_pieces
+
+_COMMIT_ROWS_MAX: Final = 50_000
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+_VERIFY_ROWS: Final = 256
+
+
+class LocalStore:
+    """The `BlockStore` that a node uses. Open it with `LocalStore.open`."""
+
+    def __init__(
+        self,
+        layout: StoreLayout,
+        config: StoreConfig,
+        *,
+        clock: WallClock,
+        monotonic: Callable[[], float],
+        lock_handle: int,
+    ) -> None:
+        self._layout = layout
+        self.config = config
+        self._clock = clock
+        self._lock_handle = lock_handle
+        self.leases = Leases(clock=monotonic)
+        self.files = SegmentFiles(layout.segments, segment_bytes_max=config.segment_bytes_max)
+        self.ledger = _open_ledger(layout)
+        self._append_lock = threading.Lock()
+        self._commit_lock = threading.Lock()
+        self._pending: dict[BlockId, tuple[Header, Place]] = {}
+        self._committing: dict[BlockId, tuple[Header, Place]] = {}
+        self.replayed = Replayed(0, 0, 0)
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        config: StoreConfig | None = None,
+        *,
+        clock: WallClock | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> "LocalStore":
+        """Open or create the store at `root`, recover what a crash left, and hold its lock.
+
+        Raises `StoreLocked`, `ConfigError`, `OSError`.
+        """
+        layout = StoreLayout(root)
+        layout.prepare()
+        handle = layout.acquire()
+        try:
+            store = cls(
+                layout, config or StoreConfig(), clock=clock or SystemClock(), monotonic=monotonic, lock_handle=handle
+            )
+            store.leases.epoch = max(1, store.ledger.fact("epoch"))
+            store._disown_lost()
+            store.replayed = replay(store.files, store.ledger)
+        except BaseException:
+            os.close(handle)
+            raise
+        if store.replayed.blocks or store.replayed.skipped_bytes:
+            get_logger().info(
+                "store.replayed",
+                segments=store.replayed.segments,
+                blocks=store.replayed.blocks,
+                skipped_bytes=store.replayed.skipped_bytes,
+            )
+        return store
+
+    def _disown_lost(self) -> None:
+        """Call nothing present whose bytes are not there: a segment was lost, or the ledger is older than the segments.
+
+        What lies elsewhere all the same is found by the replay that follows; the rest waits for repair.
+        """
+        known = self.ledger.known_segments()
+        self.files.number_taken = max(known, default=0)
+        lost: list[Fault] = []
+        for number, end in known.items():
+            size = self.files.size(number)
+            if size < end:
+                lost += self.ledger.beyond(number, end=size)
+        if lost:
+            self.ledger.quarantine(lost, now_ns=self._clock.now_ns())
+            get_logger().error("store.segments_lost", blocks=len(lost))
+
+    # -- writing --------------------------------------------------------------------------
+
+    def begin(self, holder: str) -> Lease:
+        return self.leases.begin(holder)
+
+    def end(self, lease: Lease) -> None:
+        self.leases.end(lease)
+
+    def have(self, lease: Lease, ids: Sequence[BlockId]) -> set[BlockId]:
+        self.leases.check(lease)
+        condemned = self.ledger.condemned_among(ids)
+        if condemned:
+            # Told "present" under a lease is a promise, so the sentence is lifted before we look what
+            # is here: the other way round a sweep could carry it out in between.
+            self.ledger.revive(list(condemned))
+        with self._append_lock:
+            here = {block for block in ids if block in self._pending or block in self._committing}
+        return here | self.ledger.present(ids)
+
+    def append(self, lease: Lease, blocks: Sequence[SealedBlock]) -> int:
+        here = self.have(lease, [block.header.block_id for block in blocks])
+        coming_bytes = sum(len(block.sealed) for block in blocks if block.header.block_id not in here)
+        if coming_bytes:
+            self._refuse_if_full(coming_bytes)
+        with self._append_lock:
+            fresh: list[SealedBlock] = []
+            for block in blocks:
+                name = block.header.block_id
+                if name not in here and name not in self._pending and name not in self._committing:
+                    here.add(name)
+                    fresh.append(block)
+            if fresh:
+                self._write(fresh)
+        return len(fresh)
+
+    def _write(self, fresh: Sequence[SealedBlock]) -> None:
+        try:
+            places = self.files.append(fresh)
+        except OSError as error:
+            raise self._failure("Writing a segment", error) from error
+        for block, place in zip(fresh, places, strict=True):
+            self._pending[block.header.block_id] = (block.header, place)
+
+    def _failure(self, doing: str, error: OSError) -> StoreError:
+        what = f"{doing} failed: {error.strerror}."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StoreFull(what, hint="Free space on that disk.")
+        if error.errno == errno.EIO:
+            self.files.poisoned = what
+            return StoreReadOnly(what, hint="Check the disk, then restart the node.")
+        return StoreError(what)
+
+    def _refuse_if_full(self, coming_bytes: int) -> None:
+        room = os.statvfs(self._layout.segments)
+        free = room.f_bavail * room.f_frsize
+        total = room.f_blocks * room.f_frsize
+        reserve = min(self.config.reserve_bytes_max, int(total * self.config.reserve_share))
+        if free - coming_bytes < reserve:
+            raise StoreFull(
+                f"{self._layout.root} has {free} bytes free, and {reserve} are kept in reserve.",
+                hint="Delete snapshots and run `replicator gc`, or give the disk more room.",
+            )
+
+    def commit(self, lease: Lease) -> None:
+        self.leases.check(lease)
+        self.flush()
+
+    def flush(self) -> None:
+        """Make everything that is pending durable, whoever appended it."""
+        with self._commit_lock:
+            with self._append_lock:
+                if self.files.poisoned:
+                    raise StoreReadOnly(self.files.poisoned, hint="Check the disk, then restart the node.")
+                self._committing, self._pending = self._pending, {}
+                taken = self.files.take_unsynced()
+            if not self._committing:
+                return
+            done = False
+            try:
+                self.files.sync(taken)
+                rows = list(self._committing.values())
+                for at in range(0, len(rows), _COMMIT_ROWS_MAX):
+                    self.ledger.insert(rows[at : at + _COMMIT_ROWS_MAX])
+                done = True
+            except StoreReadOnly as error:
+                self.files.poisoned = error.message
+                raise
+            finally:
+                with self._append_lock:
+                    if not done and not self.files.poisoned:
+                        # The bytes are flushed but nobody was told: the next commit enters them.
+                        self._pending = {**self._committing, **self._pending}
+                    self._committing = {}
+                    self.files.close_retired()
+
+    def full_segments(self) -> list[int]:
+        """The segments that will never be appended to again."""
+        with self._append_lock:
+            return [number for number in self.files.numbers() if number != self.files.active]
+
+    def rewrite(self, blocks: Sequence[SealedBlock]) -> None:
+        """Give proven blocks a second place, make it durable, and only then let the ledger point there."""
+        if not blocks:
+            return
+        with self._commit_lock:
+            with self._append_lock:
+                try:
+                    places = self.files.append(blocks)
+                except OSError as error:
+                    raise self._failure("Moving blocks", error) from error
+                taken = self.files.take_unsynced()
+            self.files.sync(taken)
+            self.ledger.insert([(b.header, p) for b, p in zip(blocks, places, strict=True)], replace=True)
+
+    # -- reading --------------------------------------------------------------------------
+
+    def _wanted(self, ids: Sequence[BlockId]) -> tuple[list[Wanted], list[Fault]]:
+        unique = list(dict.fromkeys(ids))
+        with self._append_lock:
+            fresh = {
+                block: entry
+                for block in unique
+                if (entry := self._pending.get(block) or self._committing.get(block)) is not None
+            }
+        known = self.ledger.places([block for block in unique if block not in fresh])
+        wanted: list[Wanted] = [(block, place, header.kind) for block, (header, place) in fresh.items()]
+        wanted += [(block, place, kind) for block, (place, kind) in known.items()]
+        absent = [block for block in unique if block not in fresh and block not in known]
+        causes = self.ledger.broken_causes(absent) if absent else {}
+        return wanted, [_absent(block, causes) for block in absent]
+
+    def _pieces(self, ids: Sequence[BlockId], take: Callable[[list[Piece]], None]) -> list[Fault]:
+        """Read, and read again what a collection moved away under us. Returns what is not sound."""
+        wanted, faults = self._wanted(ids)
+        suspects: list[Fault] = []
+        for run in read_pieces(self.files, wanted):
+            suspects += [piece.fault for piece in run if piece.fault is not None]
+            take([piece for piece in run if piece.fault is None])
+        if not suspects:
+            return faults
+        again, gone = self._wanted([fault.block_id for fault in suspects])
+        faults += gone
+        for run in read_pieces(self.files, again):
+            faults += [piece.fault for piece in run if piece.fault is not None]
+            take([piece for piece in run if piece.fault is None])
+        return faults
+
+    def read(self, ids: Sequence[BlockId]) -> Bodies:
+        bodies = Bodies()
+
+        def take(run: list[Piece]) -> None:
+            bodies.sound.update((piece.wanted[0], piece.body) for piece in run)
+
+        bodies.faults = self._pieces(ids, take)
+        return bodies
+
+    def read_sealed(self, ids: Sequence[BlockId]) -> SealedRuns:
+        answer = SealedRuns()
+
+        def take(run: list[Piece]) -> None:
+            if run:
+                # Neighbours without gaps go out as the one piece of memory that they were read into.
+                answer.runs.append(b"".join(piece.sealed for piece in run))
+                answer.blocks_count += len(run)
+
+        answer.faults = self._pieces(ids, take)
+        return answer
+
+    # -- damage ---------------------------------------------------------------------------
+
+    def quarantine(self, faults: Sequence[Fault]) -> int:
+        for fault in faults:
+            if fault.place is not None:
+                with self._append_lock:
+                    self.files.stop_writing_to(fault.place.segment)
+        return self.ledger.quarantine(faults, now_ns=self._clock.now_ns())
+
+    def broken(self) -> list[Fault]:
+        return self.ledger.broken()
+
+    def verify(self, *, after: ScrubCursor | None, bytes_max: int) -> VerifiedPart:
+        """One step of a scrub: up to `bytes_max` of one segment, and then the cursor moves to the next.
+
+        Segments that the ledger knows and the disk does not have are gone through as well:
+        everything in them is missing.
+        """
+        assert bytes_max > 0
+        self.flush_quietly()
+        numbers = sorted(set(self.files.numbers()) | set(self.ledger.known_segments()))
+        cursor = after or ScrubCursor(numbers[0] if numbers else 0, 0)
+        numbers = [number for number in numbers if number >= cursor.segment]
+        if not numbers:
+            return VerifiedPart(None, 0, 0, [])
+        if numbers[0] != cursor.segment:
+            cursor = ScrubCursor(numbers[0], 0)
+        wanted: list[Wanted] = []
+        total, offset, ended = 0, cursor.offset, False
+        while total < bytes_max and not ended:
+            rows = self.ledger.in_segment(cursor.segment, from_offset=offset, limit=_VERIFY_ROWS)
+            ended = len(rows) < _VERIFY_ROWS
+            wanted += rows
+            total += sum(place.length for _, place, _ in rows)
+            if rows:
+                offset = rows[-1][1].offset + 1
+        suspects = [piece.fault for run in read_pieces(self.files, wanted) for piece in run if piece.fault is not None]
+        faults = self.still_faulty(suspects)
+        if not ended:
+            return VerifiedPart(ScrubCursor(cursor.segment, offset), len(wanted), total, faults)
+        self.ledger.note_verified(cursor.segment, now_ns=self._clock.now_ns())
+        following = ScrubCursor(numbers[1], 0) if len(numbers) > 1 else None
+        return VerifiedPart(following, len(wanted), total, faults)
+
+    def still_faulty(self, suspects: Sequence[Fault]) -> list[Fault]:
+        """Look again before condemning anything: at its present place, and past the page cache (restic#4774)."""
+        if not suspects:
+            return []
+        for number in {fault.place.segment for fault in suspects if fault.place is not None}:
+            try:
+                handle = self.files.open_to_read(number)
+            except OSError:
+                continue
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+        wanted, _ = self._wanted([fault.block_id for fault in suspects])
+        return [piece.fault for run in read_pieces(self.files, wanted) for piece in run if piece.fault is not None]
+
+    def flush_quietly(self) -> None:
+        """So that a scrub sees what was appended; a store that cannot write can still be read."""
+        if not self.files.poisoned:
+            self.flush()
+
+    # -- the rest -------------------------------------------------------------------------
+
+    def ids(self) -> Iterator[bytes]:
+        return self.ledger.packed_ids()
+
+    def statistics(self) -> StoreStatistics:
+        blocks, sealed, body = self.ledger.totals()
+        numbers = self.files.numbers()
+        return StoreStatistics(
+            blocks=blocks,
+            sealed_bytes=sealed,
+            body_bytes=body,
+            disk_bytes=sum(self.files.size(number) for number in numbers),
+            segments=len(numbers),
+            broken_blocks=len(self.ledger.broken()),
+            condemned_blocks=self.ledger.condemned_count(),
+            read_only=self.files.poisoned,
+            oldest_verified_ns=self.ledger.oldest_verified_ns(),
+        )
+
+    def close(self) -> None:
+        self.files.close()
+        self.ledger.close()
+        os.close(self._lock_handle)
+
+
+def _absent(block: BlockId, causes: dict[BlockId, tuple[Cause, int]]) -> Fault:
+    cause, kind = causes.get(block, (Cause.MISSING, 0))
+    return Fault(block, kind, cause, None)
+
+
+def _open_ledger(layout: StoreLayout) -> Ledger:
+    """The ledger, or, if its file is damaged, a new one that the replay will fill.
+
+    A full or failing disk is not a damaged ledger, and says nothing against it.
+    """
+    try:
+        ledger = Ledger(layout.ledger)
+        wrong = ledger.check()
+        if not wrong:
+            return ledger
+        ledger.close()
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF not in _DAMAGED:
+            raise StoreError(f"{layout.ledger} cannot be opened: {error}.") from error
+        wrong = str(error)
+    get_logger().warning("ledger.damaged", path=str(layout.ledger), found=wrong, then="rebuilding it from the segments")
+    for suffix in ("", "-wal", "-shm"):
+        path = Path(f"{layout.ledger}{suffix}")
+        if path.exists():
+            path.rename(f"{path}.damaged")
+    return Ledger(layout.ledger)

@@ -1,0 +1,109 @@
+"""Finding the truth again after a crash, or after the ledger was lost or set back.
+
+Segments are the truth. For each one the ledger remembers up to which byte it has accounted
+for; whatever lies beyond is walked, every block found is opened and proven, and entered. With
+no ledger at all that is everything, so recovery and rebuild are the same few lines. A block
+that the ledger already knows elsewhere is moved here: this copy has just been proven, and
+after a ledger was set back the other one may long be gone.
+
+A torn tail is left where it lies: new blocks go to a new segment, so nothing acknowledged is
+ever near a truncation.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from protocol.errors import ProtocolError
+from protocol.limits import BLOCK_BODY_MAX, MIB
+from protocol.wire.envelope import HEADER_BYTES, MAGIC, Header, unseal
+from replicator.store.ledger import Ledger
+from replicator.store.ports import Place
+from replicator.store.segments import SEGMENT_HEADER_BYTES, SegmentFiles
+from replicator.store.verify import pread_all
+
+_ROWS_MAX: Final = 20_000
+_LARGEST: Final = HEADER_BYTES + BLOCK_BODY_MAX
+_WINDOW: Final = 32 * MIB
+"""Read at once: several times the largest block, so that little is read twice."""
+_SECTOR: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a replay found. `skipped_bytes` could not be read as blocks: torn, or damaged."""
+
+    segments: int
+    blocks: int
+    skipped_bytes: int
+
+
+def replay(files: SegmentFiles, ledger: Ledger) -> Replayed:
+    """Enter every sound block that lies beyond what the ledger knows. Safe to repeat, and to be killed in."""
+    known = ledger.known_segments()
+    touched = found = skipped = 0
+    for number in files.numbers():
+        start = max(known.get(number, 0), SEGMENT_HEADER_BYTES)
+        size = files.size(number)
+        if size <= start and number in known:
+            continue
+        touched += 1
+        handle = files.open_to_read(number)
+        try:
+            # What is entered in the ledger must be on the disk: this may be the page cache of a killed process.
+            os.fdatasync(handle)
+            rows: list[tuple[Header, Place]] = []
+            covered = 0
+            for header, offset in sound_blocks(handle, start, size):
+                rows.append((header, Place(number, offset, header.sealed_bytes)))
+                covered += header.sealed_bytes
+                if len(rows) >= _ROWS_MAX:
+                    ledger.insert(rows, replace=True)
+                    found, rows = found + len(rows), []
+            ledger.insert(rows, replace=True)
+            found += len(rows)
+            skipped += max(0, size - start - covered)
+        finally:
+            os.close(handle)
+        ledger.note_known({number: max(size, start)})
+    return Replayed(touched, found, skipped)
+
+
+def sound_blocks(handle: int, start: int, size: int) -> Iterator[tuple[Header, int]]:
+    """Every provable block between two offsets; after damage it looks for the next header that checks out."""
+    at = base = start
+    data = b""
+    while at + HEADER_BYTES <= size:
+        if base + len(data) < min(size, at + _LARGEST):
+            base, data = at, _read_what_can_be_read(handle, min(_WINDOW, size - at), at)
+        here = at - base
+        try:
+            header, _ = unseal(data, here)
+        except ProtocolError:
+            following = data.find(MAGIC, here + 1)
+            # None in this window: one may begin in its last bytes, and end in the next.
+            at = base + following if following >= 0 else max(at + 1, base + len(data) - len(MAGIC) + 1)
+            continue
+        yield header, at
+        at += header.sealed_bytes
+
+
+def _read_what_can_be_read(handle: int, count: int, at: int) -> bytes:
+    """`count` bytes, with zeros for the sectors that the disk does not give: they must not hide the others.
+
+    (Reading through a memory map instead, a bad sector would kill the process.)
+    """
+    try:
+        data = pread_all(handle, count, at)
+    except OSError:
+        data = b"".join(_read_sector(handle, min(_SECTOR, at + count - begin), begin)
+                        for begin in range(at, at + count, _SECTOR))
+    return data.ljust(count, b"\0")
+
+
+def _read_sector(handle: int, count: int, at: int) -> bytes:
+    try:
+        return pread_all(handle, count, at).ljust(count, b"\0")
+    except OSError:
+        return bytes(count)

@@ -1,0 +1,310 @@
+"""The receiving side: it drives.
+
+A snapshot arrives as an offer. We say which roots of that volume we hold, the sender tells
+the difference, and while it is still telling we ask for the blocks that we lack, prove them
+and store them. We build the new manifest ourselves from our old one and the difference: if
+its root is the one that the origin signed, we have understood everything.
+
+Only then, and after everything is flushed, is the snapshot entered in the catalogue, and only
+then do we sign a receipt. A receive that is cut at any point leaves blocks that the next one
+finds here; nothing else has to be remembered.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from protocol.errors import Unexpected
+from protocol.ids import BLOCK_ID_BYTES, ZERO_BLOCK, BlockId, SiteId, SnapshotId
+from protocol.limits import HAVE_ROOTS_MAX
+from protocol.messages.registry import Message
+from protocol.messages.snapshots import DiffBase, OfferSnapshot, SyncProgress, SyncReport, WantDiff
+from protocol.wire.envelope import parse_header, seal
+from protocol.wire.frames import Lane
+from protocol.wire.hashing import Kind, block_id
+from replicator.catalog.catalog import Catalog
+from replicator.catalog.manifest.editor import MapEditor
+from replicator.catalog.manifest.entries import decode_entry
+from replicator.catalog.manifest.nodes import Shape, decode_node
+from replicator.catalog.manifest.walk import closure
+from replicator.catalog.model import Snapshot
+from replicator.catalog.records import Signer, SnapshotRecord, open_record
+from replicator.core.errors import ManifestDamaged
+from replicator.core.logging import get_logger
+from replicator.core.nursery import open_work_nursery
+from replicator.core.ports import Offload, WallClock
+from replicator.net.link import Link, Stream
+from replicator.store.ports import BlockReader, BlockStore, Lease, SealedBlock
+from replicator.sync.difference import DifferenceReader
+from replicator.sync.fetch import Fetcher
+from replicator.sync.receipts import sign_receipt
+
+_ASK_BATCH: Final = 256
+_NODE_BATCH: Final = 128
+_PROGRESS_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiverPorts:
+    """What a receive needs."""
+
+    store: BlockStore
+    catalog: Catalog
+    reader: BlockReader
+    offload: Offload
+    clock: WallClock
+    site_id: SiteId
+    sign: Signer
+    on_received: Callable[[Snapshot, SiteId], None]
+    """Told of each snapshot that has become ours: onward syncs and pruning start here."""
+
+
+class Receiver:
+    """Takes in offered snapshots."""
+
+    def __init__(self, ports: ReceiverPorts) -> None:
+        self._ports = ports
+        self._locks: dict[SnapshotId, trio.Lock] = {}
+        self.active: dict[SnapshotId, Fetcher] = {}
+
+    async def offered(self, stream: Stream, request: Message) -> None:
+        """Answer an `OfferSnapshot`."""
+        assert isinstance(request, OfferSnapshot)
+        record = open_record(request.record)
+        lock = self._locks.setdefault(record.snapshot_id, trio.Lock())
+        async with lock:
+            report = await self._obtain(stream, record, request)
+            snapshot = self._ports.catalog.snapshot(record.snapshot_id)
+        if not lock.statistics().tasks_waiting:
+            self._locks.pop(record.snapshot_id, None)
+        self._ports.catalog.expect(record.volume_id, stream.peer, every_s=request.every_s)
+        await stream.send(report)
+        receipt = sign_receipt(
+            record, site_id=self._ports.site_id, received_at_ns=snapshot.received_ns, sign=self._ports.sign
+        )
+        await stream.send(receipt, end=True)
+
+    async def _obtain(self, stream: Stream, record: SnapshotRecord, request: OfferSnapshot) -> SyncReport:
+        ports = self._ports
+        lease = ports.store.begin(f"receive {record.volume_name} from {stream.link.name}")
+        began = trio.current_time()
+        try:
+            session = _Session(stream.link, record, ports=ports, lease=lease)
+            if ports.catalog.has_snapshot(record.snapshot_id):
+                await session.check_if_damaged()
+                return session.report()
+            self.active[record.snapshot_id] = session.fetcher
+            async with open_work_nursery() as nursery:
+                nursery.start_soon(_tell_progress, stream, session)
+                nursery.start_soon(session.fetcher.run)
+                await session.receive()
+                nursery.cancel_scope.cancel()
+            await session.publish(request.record)
+            snapshot = ports.catalog.snapshot(record.snapshot_id)
+        finally:
+            self.active.pop(record.snapshot_id, None)
+            ports.store.end(lease)
+        report = session.report()
+        get_logger().info(
+            "snapshot.received",
+            job=request.job,
+            peer=stream.link.name,
+            volume=record.volume_name,
+            snapshot=record.snapshot_id.hex()[:12],
+            blocks=report.blocks_received,
+            block_bytes=report.block_bytes,
+            diff_bytes=report.diff_bytes,
+            took_s=round(trio.current_time() - began, 3),
+        )
+        ports.on_received(snapshot, stream.peer)
+        return report
+
+
+async def _tell_progress(stream: Stream, session: "_Session") -> None:
+    while True:
+        await trio.sleep(_PROGRESS_S)
+        counts = session.fetcher.counts
+        await stream.send(
+            SyncProgress(
+                blocks_done=counts.received,
+                blocks_known=counts.wanted,
+                bytes_done=counts.sealed_bytes,
+                bytes_known=counts.body_bytes,
+                plan_is_complete=session.plan_is_complete,
+            )
+        )
+
+
+class _Session:
+    """One receive of one snapshot over one link."""
+
+    def __init__(self, link: Link, record: SnapshotRecord, *, ports: ReceiverPorts, lease: Lease) -> None:
+        self._link = link
+        self._record = record
+        self._ports = ports
+        self._lease = lease
+        self.fetcher = Fetcher(link, store=ports.store, lease=lease, offload=ports.offload, lane=Lane.SYNC)
+        self.plan_is_complete = False
+        self._ids: list[BlockId] = []
+        self._piece_roots: list[BlockId] = []
+        self._nodes: list[tuple[BlockId, bytes]] = []
+        self._already_here = self._entries = self._diff_bytes = self._round_trips = 0
+        self._base = b""
+
+    async def receive(self) -> None:
+        """Everything up to, and without, publishing. Raises on the first thing that is not as announced."""
+        root = await self._read_difference()
+        await self._ask(flush=True)
+        await self._receive_pieces()
+        self.plan_is_complete = True
+        await self.fetcher.drain()
+        await self._store_nodes()
+        if root != self._record.root:
+            raise ManifestDamaged(
+                f"What {self._link.name} told of {self._record.volume_name} does not lead to the root that was signed.",
+                hint="Run `replicator scrub` there.",
+            )
+        await self.check_if_damaged()
+
+    async def _read_difference(self) -> BlockId:
+        record, ports = self._record, self._ports
+        held = [snapshot.record.root for snapshot in reversed(ports.catalog.snapshots(record.volume_id))]
+        request = WantDiff(snapshot_id=record.snapshot_id, have_roots=b"".join(held[:HAVE_ROOTS_MAX]))
+        self._round_trips += 1
+        async with self._link.open(request, lane=Lane.SYNC) as stream:
+            first = await stream.receive()
+            if not isinstance(first, DiffBase) or (first.base_root and first.base_root not in held):
+                raise Unexpected("a difference does not begin with a base that we hold")
+            self._base = first.base_root
+            base = BlockId(first.base_root) if first.base_root else None
+            editor = MapEditor(record.shape, self._take_node, reader=ports.reader, base=base)
+            unpack = DifferenceReader(record.shape)
+            complete = False
+            while (item := await stream.receive()) is not None:
+                if isinstance(item, DiffBase):
+                    complete = True
+                    continue
+                if isinstance(item, bytes) or complete:
+                    raise Unexpected("a difference goes on after its end")
+                for key, value in unpack.changes(item):
+                    await editor.put(key, value)
+                    self._entries += 1
+                    if value is not None:
+                        self._note_needed(value)
+                await self._ask()
+                await self._store_nodes_if_many()
+            self._diff_bytes = stream.message_bytes_in
+        if not complete:
+            raise Unexpected("a difference ends before its end")
+        return await editor.finish()
+
+    def _take_node(self, name: BlockId, body: bytes) -> None:
+        self._nodes.append((name, body))
+
+    def _note_needed(self, value: bytes) -> None:
+        if self._record.shape is not Shape.NAMES:
+            self._ids.append(BlockId(value[:BLOCK_ID_BYTES]))
+            return
+        entry = decode_entry(value)
+        self._ids += entry.block_ids()
+        if entry.pieces_root:
+            self._piece_roots.append(BlockId(entry.pieces_root))
+
+    async def _ask(self, *, flush: bool = False) -> None:
+        while len(self._ids) >= _ASK_BATCH or (flush and self._ids):
+            batch, self._ids = self._ids[:_ASK_BATCH], self._ids[_ASK_BATCH:]
+            wanted = [block for block in batch if block != ZERO_BLOCK]
+            self._already_here += await self.fetcher.want(wanted)
+
+    async def _receive_pieces(self) -> None:
+        """Large files' own maps, level by level: their nodes travel as blocks, and say what else is needed."""
+        nodes, self._piece_roots = self._piece_roots, []
+        while nodes:
+            self._round_trips += 1
+            self._already_here += await self.fetcher.want(nodes)
+            await self.fetcher.drain()
+            below: list[BlockId] = []
+            for at in range(0, len(nodes), _ASK_BATCH):
+                for body in (await self._ports.reader.read(nodes[at : at + _ASK_BATCH])).values():
+                    node = decode_node(body)
+                    if node.shape is not Shape.PIECES:
+                        raise ManifestDamaged("A large file's map is of the wrong shape.")
+                    ids = [BlockId(value[:BLOCK_ID_BYTES]) for value in node.values]
+                    if node.level:
+                        below += ids
+                    else:
+                        self._ids += ids
+                await self._ask()
+            nodes = below
+        await self._ask(flush=True)
+
+    async def _store_nodes_if_many(self) -> None:
+        if len(self._nodes) >= _NODE_BATCH:
+            await self._store_nodes()
+
+    async def _store_nodes(self) -> None:
+        nodes, self._nodes = self._nodes, []
+        if nodes:
+            await self._ports.offload.run(_seal_and_append, self._ports.store, self._lease, nodes)
+
+    async def check_if_damaged(self) -> None:
+        """If anything at all is broken here, prove that nothing of this snapshot is, before signing for it.
+
+        What we took over from an older snapshot was whole when that one was signed for; only
+        damage since then can have changed it, and damage is known to the store.
+        Raises `BlockMissing`.
+        """
+        if not self._ports.store.broken():
+            return
+        record = self._record
+        async for _, packed in closure(self._ports.reader, record.root, record.shape):
+            ids = [BlockId(packed[at : at + BLOCK_ID_BYTES]) for at in range(0, len(packed), BLOCK_ID_BYTES)]
+            here = await self._ports.offload.run(self._ports.store.have, self._lease, ids)
+            broken = [block for block in ids if block not in here]
+            if broken:
+                # Reading through the healing reader mends them, or says that nobody can.
+                await self._ports.reader.read(broken)
+
+    async def publish(self, signed: bytes) -> None:
+        """Make everything durable, then known. The order is the promise."""
+        ports = self._ports
+        await ports.offload.run(ports.store.commit, self._lease)
+        name = await ports.offload.run(store_record, ports.store, self._lease, signed)
+        ports.catalog.add_snapshot(signed, name)
+
+    def report(self) -> SyncReport:
+        counts = self.fetcher.counts
+        return SyncReport(
+            blocks_received=counts.received,
+            blocks_received_twice=counts.received_twice,
+            blocks_already_here=self._already_here,
+            block_bytes=counts.sealed_bytes,
+            diff_bytes=self._diff_bytes,
+            diff_entries=self._entries,
+            round_trips=self._round_trips,
+            base_root=self._base,
+        )
+
+
+def _seal_and_append(store: BlockStore, lease: Lease, nodes: Sequence[tuple[BlockId, bytes]]) -> None:
+    here = store.have(lease, [name for name, _ in nodes])
+    blocks: list[SealedBlock] = []
+    for name, body in nodes:
+        if name not in here:
+            sealed = seal(Kind.NODE, body, named=name)
+            blocks.append(SealedBlock(parse_header(sealed), sealed))
+    store.append(lease, blocks)
+
+
+def store_record(store: BlockStore, lease: Lease, signed: bytes) -> BlockId:
+    """Keep a signed record among the blocks, durably, so that the catalogue can be found again from them."""
+    name = block_id(Kind.RECORD, signed)
+    sealed = seal(Kind.RECORD, signed, named=name)
+    store.append(lease, [SealedBlock(parse_header(sealed), sealed)])
+    store.commit(lease)
+    return name
+
+
+__all__ = ["Receiver", "ReceiverPorts", "store_record"]

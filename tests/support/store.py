@@ -1,0 +1,71 @@
+"""Stores for tests: small segments, so that a few blocks already make several files."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from protocol.ids import BlockId
+from replicator.store.collect import Collected, Collector, MarkSet
+from replicator.store.config import StoreConfig
+from replicator.store.local import LocalStore
+from replicator.store.ports import BlockStore, Fault, SealedBlock
+from tests.support.clocks import FakeMonotonic, FakeWallClock
+
+SMALL_SEGMENTS = StoreConfig(segment_bytes_max=4096, reserve_bytes_max=0, grace_s=0.0)
+
+
+def open_store(
+    root: Path,
+    *,
+    config: StoreConfig = SMALL_SEGMENTS,
+    clock: FakeWallClock | None = None,
+    monotonic: FakeMonotonic | None = None,
+) -> LocalStore:
+    return LocalStore.open(
+        root, config, clock=clock or FakeWallClock(), monotonic=monotonic or FakeMonotonic()
+    )
+
+
+def put(store: BlockStore, blocks: list[SealedBlock]) -> None:
+    """Append and commit under a lease of its own."""
+    lease = store.begin("put")
+    store.append(lease, blocks)
+    store.commit(lease)
+    store.end(lease)
+
+
+def collect(
+    store: LocalStore, roots: Iterable[BlockId], *, clock: FakeWallClock | None = None, grace_s: float = 0.0
+) -> Collected:
+    """One whole run of the collector; `roots` are all ids that are spoken for."""
+    collector = Collector(store, clock=clock or FakeWallClock())
+    mark = collector.begin()
+    marks = MarkSet()
+    marks.add(b"".join(roots))
+    return collector.finish(mark, marks.finish(), grace_s=grace_s, dry_run=False)
+
+
+def scrub(store: BlockStore, *, bytes_max: int = 1 << 20) -> list[Fault]:
+    """A whole scrub, step by step. Returns every fault; nothing is quarantined."""
+    faults: list[Fault] = []
+    cursor = None
+    while True:
+        part = store.verify(after=cursor, bytes_max=bytes_max)
+        faults += part.faults
+        cursor = part.cursor
+        if cursor is None:
+            return faults
+
+
+def segment_of(store: LocalStore, block: BlockId) -> Path:
+    place, _ = store.ledger.places([block])[block]
+    return store.files.path(place.segment)
+
+
+def damage(store: LocalStore, block: BlockId, *, at: int = 60) -> None:
+    """Flip one bit of a block at rest, `at` bytes behind the start of its header."""
+    place, _ = store.ledger.places([block])[block]
+    with store.files.path(place.segment).open("r+b") as file:
+        file.seek(place.offset + at)
+        byte = file.read(1)[0]
+        file.seek(place.offset + at)
+        file.write(bytes([byte ^ 1]))

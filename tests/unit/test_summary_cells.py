@@ -1,0 +1,212 @@
+"""Cells, their form on the wire, and the packing of answers."""
+
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocol.errors import Malformed, ProtocolError
+from protocol.ids import SnapshotId
+from protocol.limits import CONTROL_FRAME_MAX, SUMMARY_CELLS_GOAL, SUMMARY_MARKS_MAX
+from protocol.machines.reconcile_turn import Answer, say_answers, say_cells, say_lacks
+from protocol.merkle import codes, diff
+from protocol.merkle.cells import Cells, Sums, mix, pack_records, unpack_records
+from protocol.merkle.fold import fold, fold_some
+from protocol.messages.registry import encode
+from replicator.index.cells import Summary, leaf_level
+from replicator.index.tokens import TokenKey, heads
+from replicator.index.view import FrozenSet
+
+KEY = TokenKey(snapshot_id=SnapshotId(bytes(16)), nonce=bytes(range(16)))
+FROZEN_LANE_A, FROZEN_LANE_B = [12609069057123638310], [12105175342559169752]
+
+
+def ids_of(seed: int, count: int) -> list[bytes]:
+    rng = np.random.default_rng(seed)
+    return sorted(rng.bytes(32) for _ in range(count))
+
+
+def cells_of(ids: list[bytes], level: int) -> Cells:
+    packed = b"".join(sorted(ids))
+    return Cells.from_sorted(level, heads(packed), *KEY.tokens(packed))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_summary_equals_a_rebuild_after_any_coming_and_going(data: st.DataObject) -> None:
+    pool = ids_of(7, 120)
+    summary = Summary(KEY, blocks_expected=100)
+    held: set[bytes] = set()
+    for _ in range(data.draw(st.integers(1, 8))):
+        batch = set(data.draw(st.lists(st.sampled_from(pool), unique=True, max_size=40)))
+        coming, going = batch - held, batch & held
+        summary.add(b"".join(coming))
+        summary.remove(b"".join(going))
+        held = held ^ batch
+    assert summary.frozen().is_same(cells_of(sorted(held), leaf_level(100)))
+    assert summary.root() == FrozenSet(b"".join(sorted(held)), KEY).root()
+
+
+def test_a_frozen_copy_does_not_see_later_blocks() -> None:
+    summary = Summary(KEY, blocks_expected=10)
+    before = summary.frozen()
+    summary.add(b"".join(ids_of(1, 5)))
+    assert before.is_same(Cells.empty(before.level))
+
+
+def test_a_summary_says_when_its_leaves_are_crowded() -> None:
+    summary = Summary(KEY, blocks_expected=1)
+    assert not summary.is_outgrown
+    summary.add(b"".join(ids_of(1, 2**12)))
+    assert summary.is_outgrown
+
+
+def test_folding_gives_the_cells_that_a_build_at_that_level_gives() -> None:
+    ids = ids_of(2, 500)
+    deep = cells_of(ids, 12)
+    assert all(fold(deep, level).is_same(cells_of(ids, level)) for level in range(1, 13))
+    some = fold_some(deep, 5, np.array([3, 17, 31], np.uint64), lane=1)
+    assert some.sums.tolist() == cells_of(ids, 5).sum_b[[3, 17, 31]].tolist()
+
+
+def test_a_view_sums_levels_below_its_leaves_from_the_ids() -> None:
+    ids = ids_of(3, 3000)
+    view = FrozenSet(b"".join(ids), KEY)
+    for level in (leaf_level(3000), leaf_level(3000) + 5):
+        expected = cells_of(ids, level)
+        for lane in (0, 1):
+            assert np.array_equal(view.whole(level, lane=lane).sums, expected.lane(lane))
+            assert np.array_equal(view.whole(level, lane=lane).counts, expected.counts)
+
+
+@pytest.mark.parametrize("level", [0, 2, 9, 40])
+def test_every_block_is_found_by_its_suffix_and_no_other(level: int) -> None:
+    ids = ids_of(4, 2500)
+    packed = b"".join(ids)
+    view = FrozenSet(packed, KEY)
+    rows = np.arange(len(ids), dtype=np.int64)
+    prefixes = heads(packed) >> np.uint64(64 - level) if level else np.zeros(len(ids), np.uint64)
+    suffixes = view.suffixes(rows, lane=0)
+    assert np.array_equal(view.find(level, prefixes, suffixes, lane=0), rows)
+    assert (view.find(level, prefixes, suffixes ^ np.uint64(1), lane=0) == -1).all()
+
+
+def test_two_blocks_with_one_suffix_in_a_cell_are_not_found() -> None:
+    class Twins(TokenKey):
+        def tokens(self, ids):  # type: ignore[no-untyped-def]
+            lane_a, lane_b = super().tokens(ids)
+            return np.full_like(lane_a, 5), lane_b
+
+    packed = b"".join(ids_of(5, 2))
+    view = FrozenSet(packed, Twins(snapshot_id=SnapshotId(bytes(16)), nonce=bytes(16)))
+    assert view.find(0, np.zeros(1, np.uint64), np.array([5], np.uint64), lane=0).tolist() == [-1]
+
+
+def test_the_key_depends_on_the_nonce_and_on_the_scope() -> None:
+    ids = b"".join(ids_of(6, 1))
+    keys = [(b"a" * 16, b"n" * 16), (b"b" * 16, b"n" * 16), (b"a" * 16, b"m" * 16)]
+    tokens = {TokenKey(snapshot_id=SnapshotId(scope), nonce=nonce).tokens(ids)[0].item() for scope, nonce in keys}
+    assert len(tokens) == 3
+
+
+def test_tokens_are_what_two_passes_of_aes_make() -> None:
+    """Frozen: another client has to make the same ones."""
+    lane_a, lane_b = KEY.tokens(bytes(range(32)))
+    assert (lane_a.tolist(), lane_b.tolist()) == (FROZEN_LANE_A, FROZEN_LANE_B)
+
+
+def test_a_long_run_of_ids_has_the_tokens_of_its_parts() -> None:
+    packed = np.random.default_rng(0).bytes(32 * 70_000)
+    whole, part = KEY.tokens(packed), KEY.tokens(packed[32 * 65_000 :])
+    assert all(np.array_equal(lane[65_000:], other) for lane, other in zip(whole, part, strict=True))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)), max_size=50))
+def test_a_record_keeps_36_bits_of_value_and_4_of_count(pairs: list[tuple[int, int]]) -> None:
+    values = np.array([value for value, _ in pairs], np.uint64)
+    counts = np.array([count for _, count in pairs], np.uint64)
+    packed = pack_records(values, counts)
+    back_values, back_counts = unpack_records(packed)
+    assert len(packed) == 5 * len(pairs)
+    assert back_values.tolist() == [value % 2**36 for value, _ in pairs]
+    assert back_counts.tolist() == [count % 16 for _, count in pairs]
+
+
+def test_the_check_of_a_sum_is_not_the_sum_of_the_checks() -> None:
+    one, two, other = np.random.default_rng(1).integers(0, 2**36, (3, 200_000), dtype=np.uint64)
+    looks_like = (one + two - other) & np.uint64(2**36 - 1)
+    passes = ((mix(one) + mix(two) - mix(other)) & np.uint64(0xFFFF)) == mix(looks_like)
+    assert np.count_nonzero(passes) < 20  # Three are expected by chance.
+
+
+@given(st.integers(0, 400), st.integers(0, 2**32), st.sampled_from([0.0, 0.01, 0.5, 1.0]))
+def test_answers_come_out_as_they_went_in(count: int, seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    flags = rng.random(count) < share
+    states = (rng.integers(1, 4, count) * flags).astype(np.uint8)
+    assert np.array_equal(codes.decode_flags(codes.encode_flags(flags), count), flags)
+    assert np.array_equal(codes.decode_states(codes.encode_states(states), count), states)
+
+
+def test_a_few_answers_among_many_take_a_few_bytes() -> None:
+    states = np.zeros(100_000, np.uint8)
+    states[[5, 99_999]] = Answer.ASK
+    code = codes.encode_states(states)
+    assert len(code) <= 7
+    assert np.array_equal(codes.decode_states(code, len(states)), states)
+
+
+@given(st.binary(max_size=40), st.integers(0, 100))
+def test_a_code_of_strange_bytes_is_malformed_or_means_something(code: bytes, count: int) -> None:
+    for decode in (codes.decode_flags, codes.decode_states):
+        with suppress(Malformed):
+            assert len(decode(code, count)) == count
+
+
+def test_the_largest_messages_fit_a_frame() -> None:
+    count = SUMMARY_CELLS_GOAL + 1
+    most = np.full(count, 2**64 - 1, np.uint64)
+    messages = [
+        *say_cells(0, 22, Sums(most, most), most),
+        *say_answers(np.full(count, Answer.ASK, np.uint8), most),
+        *say_lacks(np.arange(SUMMARY_MARKS_MAX + 1) % 2 == 0),
+    ]
+    assert [type(message).__name__ for message in messages] == (
+        ["SummaryCells"] * 2 + ["SummaryAnswers"] * 2 + ["SummaryLacks"] * 2
+    )
+    assert max(len(encode(message)) for message in messages) <= CONTROL_FRAME_MAX
+
+
+@pytest.mark.parametrize("differences", [3, 30, 1_000, 20_000])
+def test_the_estimate_is_without_bias(differences: int) -> None:
+    guesses = []
+    for seed in range(40):
+        heads_of_differences = np.random.default_rng(seed).integers(0, 2**64, differences, dtype=np.uint64)
+        shares = []
+        for level in (7, *diff.sample_levels(10**6)):
+            touched = np.unique(heads_of_differences >> np.uint64(64 - level))
+            prefixes = range(128) if level == 7 else diff.sample_prefixes(bytes([seed] * 16), level).tolist()
+            shares.append((level, len(set(touched.tolist()) & set(prefixes)) / len(prefixes)))
+        guesses.append(diff.estimate(shares))
+    assert 0.8 < np.mean(guesses) / differences < 1.25
+
+
+def test_a_sample_lies_within_its_level_wherever_the_nonce_points() -> None:
+    for nonce in (bytes(16), b"\xff" * 16, bytes(range(100, 116))):
+        for level in diff.sample_levels(10**12):
+            prefixes = diff.sample_prefixes(nonce, level)
+            assert len(prefixes) == 64
+            assert int(prefixes[-1]) < 2**level
+
+
+def test_a_split_that_would_cost_more_than_the_list_is_not_made() -> None:
+    assert diff.plan_next(10, level=20, blocks=12, is_first=False) == 20
+    assert diff.plan_next(10, level=11, blocks=50_000, is_first=False) > 13
+    assert diff.plan_next(10, level=11, blocks=50_000, is_first=True) == 14
+
+
+def test_random_bytes_are_never_taken_for_a_message_of_unbounded_size() -> None:
+    with pytest.raises(ProtocolError):
+        codes.decode_states(codes.SPARSE + b"\xff\xff\xff\xff\x7f", 10)

@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from replicator.net.pairing import INVITE_S, PairingCode, join
 from replicator.restore.browse import list_folder
 
 _TIMELY_S: Final = 1.0
+_LISTED_MAX: Final = 10_000
 
 
 class NodeView:
@@ -177,7 +179,17 @@ class NodeView:
         record = self._parts.catalog.find_snapshot(text).record
         if record.kind != "tree":
             raise UsageError(f"{record.volume_name} is an image: it has no paths.")
-        return await list_folder(self._parts.reader, record.root, os.fsencode(path))
+        listed: list[dict[str, Any]] = []
+        async with aclosing(list_folder(self._parts.reader, record.root, os.fsencode(path))) as folder:
+            async for one in folder:
+                entry = one.entry
+                name = one.path.decode(errors="backslashreplace")
+                listed.append(
+                    {"name": name, "mode": stat.filemode(entry.mode), "size": entry.size, "mtime_ns": entry.mtime_ns}
+                )
+                if len(listed) >= _LISTED_MAX:
+                    break
+        return listed
 
     def delete_snapshot(self, text: str) -> dict[str, Any]:
         found = self._parts.catalog.find_snapshot(text)

@@ -1,0 +1,104 @@
+"""Getting data back."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from replicator.catalog.records import SnapshotRecord
+from replicator.core.errors import SourceError, UsageError
+from replicator.jobs.parts import Parts
+from replicator.jobs.runner import JobContext
+from replicator.restore.diff import compare_tree
+from replicator.restore.image import restore_image
+from replicator.restore.tree import Restored, restore_tree
+
+_LISTED_MAX = 200
+
+
+class RestoreJobs:
+    """Jobs of the kind `restore`: `{"snapshot", "target", "only", "overwrite", "dry_run"}`.
+
+    Reading heals: a block that is broken here comes from a peer while the restore waits.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def run(self, context: JobContext) -> dict[str, Any]:
+        args = context.args
+        record = self._parts.catalog.snapshot(bytes.fromhex(args["snapshot"])).record
+        target = Path(args["target"])
+        only = os.fsencode(args["only"]) if args.get("only") else None
+        if record.kind == "image" and only is not None:
+            raise UsageError(f"{record.volume_name} is an image: it has no paths.", hint="Leave out --only.")
+        if args.get("dry_run"):
+            return await self._compare(record, target, only)
+        began = time.monotonic()
+        restored = await self._restore(record, target, only, context)
+        return describe_restored(record, restored, took_s=time.monotonic() - began)
+
+    async def _restore(self, record: SnapshotRecord, target: Path, only: bytes | None, context: JobContext) -> Restored:
+        parts, overwrite = self._parts, bool(context.args.get("overwrite"))
+        if record.kind == "image":
+            return await restore_image(
+                parts.reader,
+                record.root,
+                target,
+                size_bytes=record.size_bytes,
+                block_bytes=record.block_bytes,
+                overwrite=overwrite,
+                offload=parts.offload,
+                progress=context.progress,
+            )
+        return await restore_tree(
+            parts.reader,
+            record.root,
+            target,
+            only=only,
+            overwrite=overwrite,
+            as_root=os.geteuid() == 0,
+            offload=parts.offload,
+            progress=context.progress,
+        )
+
+    async def _compare(self, record: SnapshotRecord, target: Path, only: bytes | None) -> dict[str, Any]:
+        if record.kind == "image":
+            exists = target.exists()
+            if exists and target.is_dir():
+                raise SourceError(f"{target} is a folder, and an image is restored to a file.", hint="Name a file.")
+            listed = [str(target)]
+            return {
+                "dry_run": True, "create_count": int(not exists), "change_count": int(exists), "same_count": 0,
+                "create": [] if exists else listed, "change": listed if exists else [],
+            }  # fmt: skip
+        parts = self._parts
+        found = await compare_tree(parts.reader, record.root, target, only=only, offload=parts.offload)
+        return {
+            "dry_run": True,
+            "create_count": found.created,
+            "change_count": found.changed,
+            "same_count": found.same,
+            "bytes_create": found.bytes_created,
+            "bytes_change": found.bytes_changed,
+            "create": [_text(path) for path in found.created_paths],
+            "change": [_text(path) for path in found.changed_paths],
+        }
+
+
+def describe_restored(record: SnapshotRecord, restored: Restored, *, took_s: float) -> dict[str, Any]:
+    return {
+        "snapshot": record.snapshot_id.hex(),
+        "volume": record.volume_name,
+        "entries": restored.entries,
+        "files": restored.files,
+        "bytes_written": restored.bytes_written,
+        "kept": restored.kept,
+        "problems_count": len(restored.failed),
+        "problems": [{"path": _text(one.path), "reason": one.reason} for one in restored.failed[:_LISTED_MAX]],
+        "took_s": round(took_s, 3),
+    }
+
+
+def _text(path: bytes) -> str:
+    return path.decode(errors="backslashreplace")

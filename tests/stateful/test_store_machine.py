@@ -58,7 +58,6 @@ class StoreMachine(RuleBasedStateMachine):
         self.roots: list[set[BlockId]] = []
         self.writers: list[Writer] = []
         self.run: Run | None = None
-        self.has_old_ledger = False
         self.open()
 
     def open(self) -> None:
@@ -91,11 +90,21 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data(), seeds=SEEDS)
     @precondition(lambda self: self.writers)
     def append(self, data: st.DataObject, seeds: list[int]) -> None:
-        writer = self.writer(data)
+        self.append_to(self.writer(data), seeds)
+
+    def append_to(self, writer: Writer, seeds: list[int]) -> None:
         blocks = [sealed_block(seed, size=700) for seed in seeds]
         self.bodies.update((sealed_block(seed, size=700).header.block_id, body_of(seed, 700)) for seed in seeds)
         self.store.append(writer.lease, blocks)
         writer.told.update(block.header.block_id for block in blocks)
+
+    @rule(seeds=SEEDS)
+    def protect(self, seeds: list[int]) -> None:
+        """A whole writer, from its lease to its root."""
+        writer = Writer(self.store.begin("model"))
+        self.writers.append(writer)
+        self.append_to(writer, seeds)
+        self.publish(writer)
 
     @rule(data=st.data(), seeds=SEEDS)
     @precondition(lambda self: self.writers)
@@ -113,8 +122,14 @@ class StoreMachine(RuleBasedStateMachine):
     def end(self, data: st.DataObject, is_published: bool) -> None:
         writer = self.writer(data)
         if is_published:
-            self.store.commit(writer.lease)
-            self.roots.append(set(writer.told))
+            self.publish(writer)
+        else:
+            self.store.end(writer.lease)
+            self.writers.remove(writer)
+
+    def publish(self, writer: Writer) -> None:
+        self.store.commit(writer.lease)
+        self.roots.append(set(writer.told))
         self.store.end(writer.lease)
         self.writers.remove(writer)
 
@@ -134,41 +149,21 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- crashes, and a ledger that is lost or set back -----------------------------------
 
-    @rule()
-    def crash(self) -> None:
-        self.reopen()
-
-    @rule()
-    def lose_the_ledger(self) -> None:
+    @rule(way=st.sampled_from(["crash", "lose the ledger", "scribble over it", "keep a copy", "put the copy back"]))
+    def restart(self, way: str) -> None:
         self.store.close()
-        for path in self.root.glob("ledger.sqlite*"):
-            path.unlink()
-        self.writers, self.run = [], None
-        self.open()
-
-    @rule()
-    def scribble_over_the_ledger(self) -> None:
-        self.store.close()
-        with (self.root / "ledger.sqlite").open("r+b") as file:
-            file.write(b"not a database, " * 20)
-        self.writers, self.run = [], None
-        self.open()
-
-    @rule()
-    def keep_a_copy_of_the_ledger(self) -> None:
-        self.reopen()
-        self.store.close()
-        shutil.copy(self.root / "ledger.sqlite", self.folder / "old.sqlite")
-        self.has_old_ledger = True
-        self.open()
-
-    @rule()
-    @precondition(lambda self: self.has_old_ledger)
-    def put_the_old_ledger_back(self) -> None:
-        self.store.close()
-        for path in self.root.glob("ledger.sqlite*"):
-            path.unlink()
-        shutil.copy(self.folder / "old.sqlite", self.root / "ledger.sqlite")
+        ledger, copy = self.root / "ledger.sqlite", self.folder / "copy.sqlite"
+        match way:
+            case "scribble over it":
+                with ledger.open("r+b") as file:
+                    file.write(b"not a database, " * 20)
+            case "keep a copy":
+                shutil.copy(ledger, copy)
+            case "lose the ledger" | "put the copy back":
+                for path in self.root.glob("ledger.sqlite*"):
+                    path.unlink()
+                if way == "put the copy back" and copy.exists():
+                    shutil.copy(copy, ledger)
         self.writers, self.run = [], None
         self.open()
 
@@ -195,6 +190,11 @@ class StoreMachine(RuleBasedStateMachine):
         marks = MarkSet()
         marks.add(b"".join(run.roots))
         self.collector.finish(run.mark, marks.finish(), grace_s=grace_s, dry_run=False)
+
+    @rule()
+    def collect(self) -> None:
+        self.run = None
+        self.finish(Run(self.collector.begin(), self.rooted()), 0.0)
 
     @rule()
     def pass_the_grace(self) -> None:

@@ -1,0 +1,441 @@
+"""Taking a tree: what is in the snapshot, what is left out and said so, and what is not read twice."""
+
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from protocol.ids import BlockId
+from protocol.wire.envelope import Buffer
+from replicator.catalog.manifest.entries import Entry, decode_entry, key_path
+from replicator.catalog.manifest.nodes import Shape
+from replicator.catalog.manifest.walk import entries
+from replicator.core.errors import BlockMissing, SourceError
+from replicator.core.ports import ThreadOffload
+from replicator.core.progress import Progress
+from replicator.ingest import files
+from replicator.ingest.config import IngestConfig
+from replicator.ingest.pipeline import take
+from replicator.ingest.sources import Skipped, Source, Taken, TreeSource
+from replicator.store.config import StoreConfig
+from replicator.store.local import LocalStore
+from tests.support.clocks import FakeWallClock
+from tests.support.store import collect, damage
+
+SMALL = IngestConfig(
+    piece_bytes_min=4096, piece_bytes_beyond_min=8192, piece_bytes_max=65536, batch_bytes=1 << 18, batch_files=16
+)
+"""Small pieces, so that a small file already has many, and a tree many batches."""
+
+
+class Site:
+    """A store, and the two things that one does with it. Also the reader that restores ask for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = LocalStore.open(folder, StoreConfig(reserve_bytes_max=0, grace_s=0.0))
+        self.memo = folder / "memo"
+        self.offload = ThreadOffload()
+        self.progress = Progress(clock=time.monotonic)
+        self.clock = FakeWallClock()
+        self.clock.ns = time.time_ns() + 3600 * 10**9  # So that no file counts as touched just now.
+
+    async def take(self, source: Source | Path, *, memo: bool = True, config: IngestConfig = SMALL) -> Taken:
+        lease = self.store.begin("test")
+        try:
+            return await take(
+                TreeSource(path=source) if isinstance(source, Path) else source,
+                store=self.store,
+                lease=lease,
+                offload=self.offload,
+                progress=self.progress,
+                clock=self.clock,
+                memo=self.memo if memo else None,
+                config=config,
+            )
+        finally:
+            self.store.end(lease)
+
+    async def read(self, ids: Sequence[BlockId]) -> dict[BlockId, Buffer]:
+        bodies = await self.offload.run(self.store.read, ids)
+        if bodies.faults:
+            raise BlockMissing(bodies.faults[0].block_id)
+        return bodies.sound
+
+    async def entries(self, root: BlockId) -> dict[bytes, Entry]:
+        return {key_path(key): decode_entry(value) async for key, value in entries(self, root, Shape.NAMES)}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path / "site")
+    yield site
+    site.store.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    return folder
+
+
+def fill(folder: Path, count: int = 40) -> None:
+    for number in range(count):
+        path = folder / f"part-{number % 5}" / f"file-{number}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"%d " % number * (number * 37 + 1))
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The regular files that are opened from now on."""
+    names: list[bytes] = []
+    real = os.open
+
+    def counting(path: bytes, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags == files._FILE:
+            names.append(path)
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", counting)
+    return names
+
+
+async def test_every_path_is_in_the_snapshot_with_what_it_is(site: Site, folder: Path) -> None:
+    (folder / "a").mkdir(mode=0o750)
+    (folder / "a" / "file").write_bytes(b"hello")
+    (folder / "a.txt").write_bytes(b"")
+    (folder / "link").symlink_to("a/file")
+    os.link(folder / "a" / "file", folder / "z-linked")
+    os.mkfifo(folder / "pipe", 0o640)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "socket"))
+    os.setxattr(folder / "a" / "file", "user.colour", b"\0blue")
+    os.utime(folder / "a" / "file", ns=(1, 1_600_000_000_123_456_789))
+
+    taken = await site.take(folder)
+    found = await site.entries(taken.root)
+
+    assert list(found) == [b"", b"a", b"a/file", b"a.txt", b"link", b"pipe", b"socket", b"z-linked"]
+    assert (taken.entries, taken.size_bytes, taken.skipped, taken.changed_while_read) == (8, 5, (), ())
+    assert found[b"a"].mode == stat.S_IFDIR | 0o750
+    file = found[b"a/file"]
+    assert (file.size, file.mtime_ns, file.xattrs) == (5, 1_600_000_000_123_456_789, ((b"user.colour", b"\0blue"),))
+    assert (await site.read(file.block_ids()))[file.block_ids()[0]] == b"hello"
+    assert (found[b"a.txt"].size, found[b"a.txt"].ids) == (0, b"")
+    assert found[b"link"].target == b"a/file"
+    assert stat.S_ISFIFO(found[b"pipe"].mode) and stat.S_ISSOCK(found[b"socket"].mode)
+    assert found[b"z-linked"].is_hard_link and found[b"z-linked"].target == b"a\0file"
+
+
+async def test_names_that_are_no_text_are_kept_byte_for_byte(site: Site, folder: Path) -> None:
+    names = [b"\xff\xfe", b"new\nline", b"\x01", b"-rf", b"sp ace", b"a", b"a-b", b"\xc3\xa4" * 127]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(name)
+
+    found = await site.entries((await site.take(folder)).root)
+
+    assert list(found) == [b"", *sorted(names)]
+
+
+async def test_the_order_of_keys_is_kept_where_names_extend_each_other(site: Site, folder: Path) -> None:
+    for path in ("a/x", "a-b/x", "a.b", "ab/c/d", "a/b/c", "a\x01"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(path)
+
+    taken = await site.take(folder)  # The editor refuses keys that do not ascend.
+
+    assert taken.entries == 6 + 6
+
+
+async def test_equal_trees_have_equal_roots_whatever_their_history(site: Site, folder: Path, tmp_path: Path) -> None:
+    fill(folder)
+    before = (await site.take(folder)).root
+    (folder / "part-0" / "extra").write_bytes(os.urandom(300_000))
+    times = os.stat(folder / "part-0")
+    changed = (await site.take(folder)).root
+    (folder / "part-0" / "extra").unlink()
+    os.utime(folder / "part-0", ns=(0, 5))
+    after = (await site.take(folder)).root
+
+    (tmp_path / "other").mkdir()
+    other = Site(tmp_path / "other")
+    fresh = (await other.take(folder, memo=False)).root
+    other.store.close()
+    assert changed != before and times.st_mtime_ns != 5
+    assert after == fresh
+
+
+async def test_an_unchanged_tree_is_not_opened_again(site: Site, folder: Path, opened: list[bytes]) -> None:
+    fill(folder)
+    (folder / "large").write_bytes(os.urandom(1_000_000))
+    first = await site.take(folder)
+    assert len(opened) == 41
+    opened.clear()
+
+    second = await site.take(folder)
+
+    assert opened == []
+    assert (second.root, second.files_unopened, second.bytes_read, second.blocks_new) == (first.root, 41, 0, 0)
+    assert second.bytes_unchanged == second.size_bytes == first.size_bytes
+
+
+async def test_only_what_changed_is_opened(site: Site, folder: Path, opened: list[bytes]) -> None:
+    fill(folder)
+    await site.take(folder)
+    (folder / "part-1" / "file-6").write_bytes(b"other")
+    (folder / "part-1" / "file-11").chmod(0o600)
+    (folder / "part-1" / "file-16").rename(folder / "part-1" / "moved")
+    opened.clear()
+
+    taken = await site.take(folder)
+
+    assert sorted(opened) == [b"file-11", b"file-6", b"moved"]
+    assert taken.root == (await site.take(folder, memo=False)).root
+
+
+async def test_a_file_touched_just_before_the_scan_is_read_again_next_time(
+    site: Site, folder: Path, opened: list[bytes]
+) -> None:
+    fill(folder, 3)
+    site.clock.ns = time.time_ns()
+    await site.take(folder)
+    opened.clear()
+
+    await site.take(folder)
+
+    assert len(opened) == 3
+
+
+async def test_a_file_whose_block_is_damaged_in_the_store_is_read_again_and_heals_it(
+    site: Site, folder: Path, opened: list[bytes]
+) -> None:
+    fill(folder)
+    (folder / "large").write_bytes(os.urandom(3_000_000))
+    first = await site.take(folder)
+    found = await site.entries(first.root)
+    small = found[b"part-3/file-33"].block_ids()[0]
+    pieces = [value async for _, value in entries(site, BlockId(found[b"large"].pieces_root), Shape.PIECES)]
+    victims = [small, BlockId(pieces[7][:32]), BlockId(found[b"large"].pieces_root)]
+    opened.clear()
+
+    for victim in victims:
+        damage(site.store, victim, at=200 if victim != small else 60)
+        site.store.quarantine([fault for fault in site.store.read([victim]).faults])
+        second = await site.take(folder)
+        assert second.root == first.root and second.blocks_new == 1
+        assert not site.store.read([victim]).faults
+
+    assert opened == [b"file-33", b"large", b"large"]
+
+
+async def test_a_collected_block_is_written_again(site: Site, folder: Path) -> None:
+    fill(folder)
+    first = await site.take(folder)
+    collect(site.store, [])
+    collect(site.store, [])
+    assert site.store.statistics().blocks == 0
+
+    second = await site.take(folder)
+
+    assert second.root == first.root and second.blocks_new == first.blocks_new
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "absent", "other sizes"])
+async def test_a_damaged_memo_costs_reading_and_nothing_else(site: Site, folder: Path, harm: str) -> None:
+    fill(folder)
+    (folder / "large").write_bytes(os.urandom(100_000))
+    first = await site.take(folder)
+    content = bytearray(site.memo.read_bytes())
+    content[len(content) // 2] ^= harm == "flip"
+    site.memo.write_bytes(content[: len(content) // 2] if harm == "cut" else content)
+    if harm == "absent":
+        site.memo.unlink()
+    config = IngestConfig() if harm == "other sizes" else SMALL
+
+    second = await site.take(folder, config=config)
+
+    assert second.files_unopened == 0
+    assert second.size_bytes == first.size_bytes
+    assert (second.root == first.root) == (harm != "other sizes")
+
+
+async def test_a_file_that_vanishes_or_is_forbidden_is_skipped_and_named(
+    site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(folder, 10)
+    real = os.open
+
+    def failing(path: bytes, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if path == b"file-3":
+            raise FileNotFoundError(2, "No such file or directory")
+        if path in (b"file-4", b"part-2"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", failing)
+    taken = await site.take(folder)
+
+    assert taken.skipped == (
+        Skipped(b"part-2", "permission denied"),
+        Skipped(b"part-3/file-3", "vanished during the scan"),
+        Skipped(b"part-4/file-4", "permission denied"),
+    )
+    found = await site.entries(taken.root)
+    assert b"part-2" in found and b"part-2/file-2" not in found and b"part-3/file-8" in found
+
+
+async def test_a_hard_link_is_read_itself_if_the_first_path_cannot_be(
+    site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "1").write_bytes(b"content")
+    for name in "23":
+        os.link(folder / "1", folder / name)
+    real = os.open
+
+    def failing(path: bytes, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if path == b"1":
+            raise PermissionError(13, "Permission denied")
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", failing)
+    found = await site.entries((await site.take(folder)).root)
+
+    assert (found[b"2"].size, found[b"2"].is_hard_link) == (7, False)
+    assert (found[b"3"].target, found[b"3"].is_hard_link) == (b"2", True)
+
+
+@pytest.mark.parametrize("size", [1000, 1_000_000])
+async def test_a_file_that_will_not_hold_still_is_stored_as_last_read_and_named(
+    site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    (folder / "busy").write_bytes(os.urandom(size))
+    (folder / "quiet").write_bytes(b"quiet")
+    real, reads = os.pread, []
+
+    def growing(handle: int, count: int, offset: int) -> bytes:
+        data = real(handle, count, offset)
+        if count != 5 and offset == 0:
+            reads.append(handle)
+            with (folder / "busy").open("ab") as file:
+                file.write(b"more")
+        return data
+
+    monkeypatch.setattr(files.os, "pread", growing)
+    taken = await site.take(folder)
+
+    assert len(reads) == files.ATTEMPTS_MAX
+    assert taken.changed_while_read == (b"busy",)
+    assert (await site.entries(taken.root))[b"busy"].size == size + 4 * (files.ATTEMPTS_MAX - 1)
+    monkeypatch.undo()
+    assert (await site.take(folder)).files_unopened == 1
+
+
+async def test_a_file_that_shrinks_while_it_is_read_is_no_longer_than_what_was_read(
+    site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "log").write_bytes(os.urandom(1_000_000))
+    real, cuts = os.pread, []
+
+    def cutting(handle: int, count: int, offset: int) -> bytes:
+        if not cuts:
+            cuts.append(os.truncate(folder / "log", 300_000))
+        return real(handle, count, offset)
+
+    monkeypatch.setattr(files.os, "pread", cutting)
+    taken = await site.take(folder)
+
+    assert (await site.entries(taken.root))[b"log"].size == 300_000 == taken.size_bytes
+    assert taken.changed_while_read == ()  # The second reading found it still.
+
+
+async def test_runs_of_zeros_take_no_block_whether_they_are_holes_or_not(site: Site, folder: Path) -> None:
+    content = os.urandom(70_000) + bytes(3_000_000) + os.urandom(50_000) + bytes(500_001)
+    (folder / "full").write_bytes(content)
+    with (folder / "sparse").open("wb") as file:
+        file.write(content[:70_000])
+        file.seek(3_070_000)
+        file.write(content[3_070_000:3_120_000])
+        file.truncate(len(content))
+
+    taken = await site.take(folder)
+    found = await site.entries(taken.root)
+
+    full, sparse = found[b"full"], found[b"sparse"]
+    assert (full.is_sparse, sparse.is_sparse) == (False, True)
+    assert (full.ids, full.lengths, full.size) == (sparse.ids, sparse.lengths, sparse.size)
+    assert bytes(32) in full.block_ids()
+    assert taken.bytes_read < 2 * len(content) - 2_500_000  # The holes were not read.
+    site.clock.ns = time.time_ns()
+    assert (await site.take(folder, memo=False)).root == taken.root  # And now, too fresh to be believed, they were.
+
+
+async def test_an_insertion_changes_few_pieces_of_a_large_file(site: Site, folder: Path) -> None:
+    content = os.urandom(4_000_000)
+    (folder / "file").write_bytes(content)
+    first = await site.take(folder)
+    (folder / "file").write_bytes(content[:1_000_000] + b"inserted" + content[1_000_000:])
+
+    second = await site.take(folder)
+
+    assert first.blocks_new > 100 and second.blocks_new < 20
+
+
+async def test_how_a_file_is_cut_does_not_depend_on_the_windows_it_is_read_in(site: Site, folder: Path) -> None:
+    rest = os.urandom(700_000)
+    (folder / "file").write_bytes(rest + bytes(900_000) + rest[:300_001] + bytes(40_000) + rest)
+    sizes = {"piece_bytes_min": 4096, "piece_bytes_beyond_min": 8192, "piece_bytes_max": 65536}
+
+    roots = {
+        (await site.take(folder, memo=False, config=IngestConfig(**sizes, batch_bytes=batch))).root
+        for batch in (1 << 17, 1 << 18, 1 << 20, 1 << 24)
+    }
+
+    assert len(roots) == 1
+
+
+async def test_what_is_excluded_is_not_entered(site: Site, folder: Path) -> None:
+    for path in ("keep/a.o", "keep/b.c", "cache/x", "keep/cache/y", "build/z", "keep/build/w"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(path)
+
+    taken = await site.take(TreeSource(path=folder, exclude=("*.o", "cache/", "/build")))
+
+    assert set(await site.entries(taken.root)) == {b"", b"keep", b"keep/b.c", b"keep/build", b"keep/build/w"}
+
+
+@pytest.mark.parametrize("kind", ["absent", "file"])
+async def test_a_root_that_is_no_folder_is_refused_with_a_hint(site: Site, folder: Path, kind: str) -> None:
+    if kind == "file":
+        (folder / kind).touch()
+    with pytest.raises(SourceError, match="Check the path"):
+        await site.take(folder / kind)
+
+
+async def test_an_error_of_the_store_ends_the_snapshot_as_itself(
+    site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(folder, 200)
+
+    def full(*args: object) -> int:
+        raise SourceError("boom")
+
+    monkeypatch.setattr(site.store, "append", full)
+    with pytest.raises(SourceError, match="boom"):
+        await site.take(folder)
+
+
+async def test_commits_happen_on_the_way(site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits: list[object] = []
+    real = site.store.commit
+    monkeypatch.setattr(site.store, "commit", lambda lease: (commits.append(lease), real(lease))[1])
+    for number in range(30):
+        (folder / f"{number}").write_bytes(os.urandom(100_000))
+
+    await site.take(folder, config=IngestConfig(batch_bytes=200_000, commit_bytes=300_000))
+
+    assert len(commits) >= 3

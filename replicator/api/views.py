@@ -209,7 +209,7 @@ class NodeView:
             names = args.pop("names", [])
             chosen = [self._parts.catalog.find_volume(name) for name in names] if names else self._own_volumes()
             args["volumes"] = [volume.volume_id.hex() for volume in chosen]
-        if request.kind in ("restore", "verify") and args.get("snapshot"):
+        if request.kind in ("restore", "verify", "audit") and args.get("snapshot"):
             args["snapshot"] = self._parts.catalog.find_snapshot(args["snapshot"]).snapshot_id.hex()
         job_id = request.job_id or self._parts.entropy.token(8).hex()
         return describe_job(self._jobs.submit(request.kind, args, job_id=job_id))

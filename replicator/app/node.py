@@ -22,6 +22,7 @@ from protocol.messages.blocks import WantBlocks
 from protocol.messages.repair import RepairBlocks
 from protocol.messages.session import PairJoin
 from protocol.messages.snapshots import ListSnapshots, OfferSnapshot, WantDiff
+from protocol.messages.summary import SummaryOpen
 from replicator import __version__
 from replicator.api.server import ApiServer
 from replicator.api.views import NodeView
@@ -33,6 +34,7 @@ from replicator.catalog.records import verify_signature
 from replicator.core.errors import NotFound, Untrusted
 from replicator.core.files import write_durably
 from replicator.core.logging import get_logger
+from replicator.core.memory import keep_freed_memory
 from replicator.core.ports import Offload, SystemClock, SystemEntropy, ThreadOffload
 from replicator.core.units import parse_span
 from replicator.core.workers import Worker, WorkerRunner
@@ -52,6 +54,7 @@ from replicator.repair.scrub import Scrubber
 from replicator.store.collect import Collector
 from replicator.store.local import LocalStore
 from replicator.store.ports import Fault
+from replicator.sync.audit import Auditor
 from replicator.sync.receive import Receiver, ReceiverPorts
 from replicator.sync.serve import Server
 
@@ -150,6 +153,9 @@ def _parts(base: _Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts
         ),
         healer=healer,
         mesh=mesh,
+        auditor=Auditor(
+            store=base.store, catalog=base.catalog, reader=reader, offload=base.offload, entropy=SystemEntropy()
+        ),
         ingest=ingest_config(base.config),
         memo_folder=base.state.memo,
         grace_s=store_config(base.config).grace_s,
@@ -169,6 +175,7 @@ async def run_node(root: Path, *, on_ready: Callable[[str, str], None]) -> None:
 
     Raises `ConfigError`, `StoreLocked`, and whatever else keeps it from starting.
     """
+    keep_freed_memory()
     with _open_base(root) as base:
         await _Living(base).run(on_ready)
 
@@ -235,6 +242,7 @@ class _Living:
                 WantBlocks: server.want_blocks,
                 ListSnapshots: server.list_snapshots,
                 RepairBlocks: guardian.repair_blocks,
+                SummaryOpen: parts.auditor.asked,
             }
         )
 

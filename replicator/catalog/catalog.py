@@ -5,27 +5,47 @@ the event loop; whoever writes thousands of rows batches them.
 """
 
 import json
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from protocol.ids import BlockId, SiteId, SnapshotId, VolumeId
 from replicator.catalog.database import MIGRATIONS
 from replicator.catalog.model import Expectation, Protection, RepairLine, SiteSync, Snapshot, Volume
 from replicator.catalog.peers import Peers
-from replicator.catalog.records import open_record
+from replicator.catalog.records import SnapshotRecord, open_record
 from replicator.core.database import Database
-from replicator.core.errors import Held, NotFound, UsageError
+from replicator.core.errors import CatalogError, Held, NotFound, Untrusted, UsageError
 from replicator.core.ports import WallClock
 
 EVERY_VOLUME = VolumeId(b"")
 """In a site sync: whatever is here, also what comes later and from elsewhere."""
+_EVERY_MOST_S: Final = 100 * 365 * 86_400
+"""A peer may promise anything; a century is as good as never, and is a number that can be kept."""
+
+
+def _open(path: Path) -> Database:
+    """Raises `CatalogError` for a damaged file: half a catalogue would look like deleted snapshots."""
+    try:
+        database = Database(path, MIGRATIONS)
+        found = database.read().execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found == "ok":
+            return database
+        database.close()
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    raise CatalogError(
+        f"The catalogue at {path} cannot be used: {found}.",
+        hint="Put a copy of it back, with its -wal file. The blocks are not touched; peers have the snapshots.",
+    )
 
 
 class Catalog:
     """Opened once a node."""
 
     def __init__(self, path: Path, *, clock: WallClock) -> None:
-        self.db = Database(path, MIGRATIONS)
+        self.db = _open(path)
         self._clock = clock
         self.peers = Peers(self.db, clock=clock)
 
@@ -76,8 +96,12 @@ class Catalog:
     # -- snapshots ------------------------------------------------------------------------
 
     def add_snapshot(self, signed: bytes, record_block: BlockId) -> Snapshot:
-        """Publish a snapshot whose every block is committed: from here on it is acknowledged."""
+        """Publish a snapshot whose every block is committed: from here on it is acknowledged.
+
+        Raises `Untrusted` as `check_owner` does.
+        """
         record = open_record(signed)
+        self.check_owner(record)
         now = self._clock.now_ns()
         with self.db.write() as connection:
             connection.execute(
@@ -92,6 +116,25 @@ class Catalog:
                 ),
             )  # fmt: skip
         return self.snapshot(record.snapshot_id)
+
+    def check_owner(self, record: SnapshotRecord) -> None:
+        """A volume belongs to the site that it came from first, and only that site says what was in it.
+
+        Otherwise any peer could put a snapshot of its own making on top of ours, and it would be the one restored.
+        Raises `Untrusted`.
+        """
+        sql = "SELECT origin, kind FROM volumes WHERE volume_id = ?"
+        known = self.db.read().execute(sql, (record.volume_id,)).fetchone()
+        if known is not None and known != (record.origin, record.kind):
+            raise Untrusted(
+                f"Site {record.origin.hex()[:12]} offers a snapshot ({record.kind}) of {record.volume_name}, a volume "
+                f"({known[1]}) of site {known[0].hex()[:12]}.",
+                hint="Is that site still yours?",
+            )
+        held = self.db.read().execute("SELECT record FROM snapshots WHERE snapshot_id = ?", (record.snapshot_id,))
+        row = held.fetchone()
+        if row is not None and open_record(row[0]) != record:
+            raise Untrusted(f"Another snapshot is known by the id {record.snapshot_id.hex()[:12]}.")
 
     def snapshots(self, volume_id: bytes | None = None) -> list[Snapshot]:
         """Oldest first, of one volume or of all."""
@@ -242,7 +285,7 @@ class Catalog:
         with self.db.write() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO expectations VALUES (?, ?, ?, ?)",
-                (volume_id, peer, every_s, self._clock.now_ns()),
+                (volume_id, peer, min(every_s, _EVERY_MOST_S), self._clock.now_ns()),
             )
 
     def expectations(self) -> list[Expectation]:

@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import re
 from collections.abc import Sequence
 from hashlib import sha256
 
@@ -15,6 +16,11 @@ from replicator.core.ports import WallClock
 TRIES_MAX = 5
 
 
+def plain_name(name: str) -> str:
+    """What can be shown on a terminal, typed, and put into a URL."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:63].strip("-.") or "site"
+
+
 class Peers:
     """The tables of peers and invites."""
 
@@ -23,12 +29,13 @@ class Peers:
         self._clock = clock
 
     def add(self, site_id: bytes, *, name: str, addresses: Sequence[str]) -> Peer:
-        """Trust a site from now on. A name that is taken gets a number."""
+        """Trust a site from now on. The name is the site's own idea: made plain, and with a number if it is taken."""
         with self._db.write() as connection:
             taken = {row[0] for row in connection.execute("SELECT name FROM peers WHERE site_id != ?", (site_id,))}
-            unique, number = name, 2
+            plain = plain_name(name)
+            unique, number = plain, 2
             while unique in taken:
-                unique, number = f"{name}-{number}", number + 1
+                unique, number = f"{plain}-{number}", number + 1
             connection.execute(
                 "INSERT INTO peers (site_id, name, addresses, added_ns) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (site_id) DO UPDATE SET name = excluded.name, addresses = excluded.addresses",
@@ -72,10 +79,15 @@ class Peers:
             connection.execute("UPDATE peers SET last_seen_ns = ? WHERE site_id = ?", (self._clock.now_ns(), site_id))
 
     def revoke(self, site_id: bytes) -> None:
-        """Trust a site no more. The caller cuts its links."""
+        """Trust a site no more, and forget what was promised to it and by it. The caller cuts its links.
+
+        Kept promises would fail for ever, and their alerts would never end.
+        """
         peer = self.get(site_id)
         with self._db.write() as connection:
             connection.execute("DELETE FROM peers WHERE site_id = ?", (site_id,))
+            connection.execute("DELETE FROM syncs WHERE peer = ?", (site_id,))
+            connection.execute("DELETE FROM expectations WHERE peer = ?", (site_id,))
             connection.execute(
                 "INSERT OR REPLACE INTO revoked VALUES (?, ?, ?)", (site_id, peer.name, self._clock.now_ns())
             )

@@ -98,7 +98,7 @@ def _from_parts(parts: Any) -> SnapshotRecord:
         raise ManifestDamaged("A snapshot record has tags of the wrong type.")
     values["tags"] = tuple(tags)
     for name, expected in _FIELD_TYPES.items():
-        if type(values[name]) is not expected or (expected is int and values[name] < 0):
+        if type(values[name]) is not expected or (expected is int and not 0 <= values[name] < 2**63):
             raise ManifestDamaged(f"A snapshot record has a {name} of the wrong type.")
     for name, size in (("snapshot_id", 16), ("origin", 32), ("volume_id", 16), ("root", 32)):
         if len(values[name]) != size:

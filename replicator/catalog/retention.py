@@ -6,6 +6,9 @@ newest. Units: h, d, w (from Monday), m (calendar month), y. All in UTC, so that
 change neither doubles nor loses an hour, and by the time this site received the snapshot,
 never by what the origin says (restic#22057 is what happens otherwise).
 
+What is newest is told by sequence, not by time: after a day on which the clock said 2036,
+the snapshots of that day would be the newest for ten years, and each new one would go at once.
+
 The newest snapshot is always kept, whatever the rule says.
 """
 
@@ -24,6 +27,7 @@ class Candidate:
     """What the rule looks at."""
 
     snapshot_id: SnapshotId
+    sequence: int
     received_ns: int
     held: str
 
@@ -59,7 +63,7 @@ def parse_keep(rule: str) -> list[tuple[int, str]]:
 def plan_retention(rule: str, candidates: Sequence[Candidate]) -> list[Verdict]:
     """A verdict for each candidate, newest first."""
     shelves = parse_keep(rule)
-    newest_first = sorted(candidates, key=lambda one: (one.received_ns, one.snapshot_id), reverse=True)
+    newest_first = sorted(candidates, key=lambda one: (one.sequence, one.snapshot_id), reverse=True)
     reasons: dict[SnapshotId, str] = {one.snapshot_id: f"held: {one.held}" for one in newest_first if one.held}
     if newest_first:
         reasons.setdefault(newest_first[0].snapshot_id, "newest")

@@ -7,12 +7,14 @@ carries on.
 """
 
 import json
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from replicator.core.database import Database
-from replicator.core.errors import NotFound
+from replicator.core.errors import ConfigError, NotFound
+from replicator.core.logging import get_logger
 from replicator.core.ports import WallClock
 
 _MIGRATIONS: Final = (
@@ -50,7 +52,7 @@ class JobHistory:
     """Opened once a node."""
 
     def __init__(self, path: Path, *, clock: WallClock) -> None:
-        self._db = Database(path, _MIGRATIONS)
+        self._db = _open(path)
         self._clock = clock
 
     def close(self) -> None:
@@ -105,6 +107,28 @@ class JobHistory:
                     None if error is None else json.dumps(error), job_id,
                 ),
             )  # fmt: skip
+
+
+def _open(path: Path) -> Database:
+    """The table, or, if its file is damaged, a new one: what is lost is the memory of work, not work.
+
+    Unfinished jobs of the schedule are found again from what is due; one asked for by hand has to be asked for again.
+    """
+    try:
+        database = Database(path, _MIGRATIONS)
+        if (found := database.read().execute("PRAGMA quick_check(1)").fetchone()[0]) == "ok":
+            return database
+        database.close()
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise ConfigError(f"{path} cannot be opened: {error}.") from error
+        found = str(error)
+    get_logger().warning("jobs.damaged", path=str(path), found=found, then="beginning a new history")
+    for suffix in ("", "-wal", "-shm"):
+        damaged = Path(f"{path}{suffix}")
+        if damaged.exists():
+            damaged.rename(f"{damaged}.damaged")
+    return Database(path, _MIGRATIONS)
 
 
 def _load(text: str | None) -> dict[str, Any] | None:

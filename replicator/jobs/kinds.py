@@ -2,7 +2,7 @@
 
 from replicator.jobs.care import CareJobs
 from replicator.jobs.parts import Parts
-from replicator.jobs.replicate import SyncJobs
+from replicator.jobs.replicate import AuditJobs, SyncJobs
 from replicator.jobs.restoration import RestoreJobs
 from replicator.jobs.runner import JobKind
 from replicator.jobs.scheduler import exclusive_by_volume
@@ -19,5 +19,6 @@ def job_kinds(parts: Parts) -> dict[str, JobKind]:
         "repair": JobKind(care.repair, lambda args: "repair"),
         "verify": JobKind(care.verify, lambda args: ""),
         "gc": JobKind(care.collect, lambda args: "gc"),
+        "audit": JobKind(AuditJobs(parts).run, lambda args: ""),
         "restore": JobKind(RestoreJobs(parts).run, lambda args: str(args.get("target", ""))),
     }

@@ -15,6 +15,7 @@ from replicator.repair.ask import Healer
 from replicator.repair.scrub import Scrubber
 from replicator.store.collect import Collector
 from replicator.store.ports import BlockReader, BlockStore
+from replicator.sync.audit import Auditor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class Parts:
     scrubber: Scrubber
     healer: Healer | None
     mesh: Mesh | None
+    auditor: Auditor
     ingest: IngestConfig
     memo_folder: Path
     grace_s: float

@@ -8,7 +8,7 @@ from protocol.ids import SnapshotId, VolumeId
 from protocol.messages.registry import encode
 from protocol.messages.snapshots import SyncProgress
 from replicator.catalog.model import SiteSync, Snapshot
-from replicator.core.errors import NotFound, PeerError, ReplicatorError
+from replicator.core.errors import NotFound, PeerError, ReplicatorError, UsageError
 from replicator.core.units import format_size
 from replicator.jobs.parts import Parts
 from replicator.jobs.runner import JobContext
@@ -62,19 +62,26 @@ class SyncJobs:
             snapshot = pending[0]
             tried.add(snapshot.snapshot_id)
             context.progress.begin("waiting for the link", unit="blocks")
-            sent.append(await self._send_stubbornly(sync, snapshot, context))
+            done = await self._send_stubbornly(sync, snapshot, context)
+            if done is not None:
+                sent.append(done)
         parts.catalog.note_sync_result(sync.sync_id, error="")
         name = parts.catalog.peers.name_of(sync.peer)
         return {"sync": sync.sync_id, "peer": name, "snapshots_sent": len(sent), "sent": sent}
 
-    async def _send_stubbornly(self, sync: SiteSync, snapshot: Snapshot, context: JobContext) -> dict[str, Any]:
-        """Wait for a link and offer; a link that breaks is waited for again, a few times."""
+    async def _send_stubbornly(self, sync: SiteSync, snapshot: Snapshot, context: JobContext) -> dict[str, Any] | None:
+        """Wait for a link and offer; a link that breaks is waited for again, a few times.
+
+        None if the snapshot was pruned or deleted here while it waited its turn: that is nobody's failure.
+        """
         assert self._parts.mesh is not None
         for tries_left in reversed(range(_TRIES)):
             link = await self._parts.mesh.wait_link(sync.peer, seconds=_LINK_WAIT_S)
             try:
                 return await self._send(link, snapshot, context)
             except PeerError as error:
+                if not self._parts.catalog.has_snapshot(snapshot.snapshot_id):
+                    return None
                 if not error.retryable or not tries_left:
                     raise
                 context.progress.begin(f"the link broke, waiting for it ({tries_left} tries left)", unit="blocks")
@@ -102,6 +109,36 @@ class SyncJobs:
         return 0
 
 
+class AuditJobs:
+    """Jobs of the kind `audit`: `{"snapshot": id, "peer": name}` compares both sites' blocks by Merkle summaries."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def run(self, context: JobContext) -> dict[str, Any]:
+        parts = self._parts
+        if parts.mesh is None:
+            raise UsageError("An audit needs the other site.", hint="Start the node with `replicator up`.")
+        record = parts.catalog.snapshot(bytes.fromhex(context.args["snapshot"])).record
+        peer = parts.catalog.peers.find(context.args["peer"])
+        context.progress.begin(f"comparing {record.volume_name} with {peer.name}", unit="blocks")
+        link = await parts.mesh.wait_link(peer.site_id, seconds=_LINK_WAIT_S)
+        done = await parts.auditor.compare(link, record)
+        return {
+            "snapshot": record.snapshot_id.hex(),
+            "volume": record.volume_name,
+            "peer": peer.name,
+            "blocks": done.blocks,
+            "shared": done.shared,
+            "peer_lacks": len(done.peer_lacks),
+            "peer_lacks_first": [block.hex() for block in done.peer_lacks[:20]],
+            "we_lack": done.we_lack,
+            "summary_bytes": done.summary_bytes,
+            "round_trips": done.round_trips,
+            "took_s": round(done.took_s, 4),
+        }
+
+
 def describe_offered(snapshot: Snapshot, done: Offered) -> dict[str, Any]:
     report = done.report
     return {
@@ -122,4 +159,4 @@ def describe_offered(snapshot: Snapshot, done: Offered) -> dict[str, Any]:
     }
 
 
-__all__ = ["SyncJobs", "describe_offered"]
+__all__ = ["AuditJobs", "SyncJobs", "describe_offered"]

@@ -64,14 +64,7 @@ class RestoreJobs:
 
     async def _compare(self, record: SnapshotRecord, target: Path, only: bytes | None) -> dict[str, Any]:
         if record.kind == "image":
-            exists = target.exists()
-            if exists and target.is_dir():
-                raise SourceError(f"{target} is a folder, and an image is restored to a file.", hint="Name a file.")
-            listed = [str(target)]
-            return {
-                "dry_run": True, "create_count": int(not exists), "change_count": int(exists), "same_count": 0,
-                "create": [] if exists else listed, "change": listed if exists else [],
-            }  # fmt: skip
+            return await self._parts.offload.run(_compare_image, target)
         parts = self._parts
         found = await compare_tree(parts.reader, record.root, target, only=only, offload=parts.offload)
         return {
@@ -84,6 +77,20 @@ class RestoreJobs:
             "create": [_text(path) for path in found.created_paths],
             "change": [_text(path) for path in found.changed_paths],
         }
+
+
+def _compare_image(target: Path) -> dict[str, Any]:
+    exists = target.exists()
+    if exists and target.is_dir():
+        raise SourceError(f"{target} is a folder, and an image is restored to a file.", hint="Name a file.")
+    return {
+        "dry_run": True,
+        "create_count": int(not exists),
+        "change_count": int(exists),
+        "same_count": 0,
+        "create": [] if exists else [str(target)],
+        "change": [str(target)] if exists else [],
+    }
 
 
 def describe_restored(record: SnapshotRecord, restored: Restored, *, took_s: float) -> dict[str, Any]:

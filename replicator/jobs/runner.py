@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from replicator.core.errors import NotFound, ReplicatorError, UsageError
+from replicator.core.errors import NotFound, ReplicatorError, StoreError, UsageError
 from replicator.core.logging import get_logger
 from replicator.core.progress import Progress, ProgressView
 from replicator.jobs.history import UNFINISHED, JobHistory, JobRow
@@ -21,6 +21,7 @@ class JobContext:
     """What a running job is given."""
 
     job_id: str
+    kind: str
     args: dict[str, Any]
     progress: Progress
 
@@ -69,29 +70,34 @@ class JobRunner:
 
     def submit(self, kind: str, args: dict[str, Any], *, job_id: str) -> JobView:
         """Enter a job durably and start it. Raises `UsageError` for a kind that there is not."""
-        if kind not in self._kinds:
-            raise UsageError(f"There is no kind of job {kind!r}.", hint=f"Kinds: {', '.join(sorted(self._kinds))}.")
+        self._kind(kind)
         row = self._history.enter(job_id, kind, args)
         if row.state in UNFINISHED and job_id not in self._contexts:
             self._start(row)
         return self.view(job_id)
 
+    def _kind(self, name: str) -> JobKind:
+        if name not in self._kinds:
+            raise UsageError(f"There is no kind of job {name!r}.", hint=f"Kinds: {', '.join(sorted(self._kinds))}.")
+        return self._kinds[name]
+
     def _start(self, row: JobRow) -> None:
         assert self._nursery is not None, "jobs are submitted while the runner runs"
-        context = JobContext(row.job_id, row.args, Progress(clock=self._clock))
+        context = JobContext(row.job_id, row.kind, row.args, Progress(clock=self._clock))
         self._contexts[row.job_id] = context
+        self._scopes[row.job_id] = trio.CancelScope()
         self._ended[row.job_id] = trio.Event()
         self._nursery.start_soon(self._run_one, row, context)
 
     async def _run_one(self, row: JobRow, context: JobContext) -> None:
-        kind = self._kinds[row.kind]
-        key = kind.exclusive(row.args)
         log = get_logger(job=row.job_id, kind=row.kind)
-        scope = self._scopes[row.job_id] = trio.CancelScope()
+        scope = self._scopes[row.job_id]
         began = trio.current_time()
         state, result, error = "cancelled", None, None
         try:
             with scope:
+                kind = self._kind(row.kind)
+                key = kind.exclusive(row.args)
                 async with self._locks.setdefault(key, trio.Lock()) if key else trio.Semaphore(1):
                     self._history.start(row.job_id)
                     result = await kind.run(context)
@@ -108,7 +114,11 @@ class JobRunner:
             state, error = "failed", {"code": "internal", "message": message, "hint": hint, "exit_code": 70}
         if state == "cancelled" and not scope.cancelled_caught:
             return  # the node is going down: the job stays unfinished, and is taken up at the next start
-        self._history.finish(row.job_id, state, result=result, error=error)
+        try:
+            self._history.finish(row.job_id, state, result=result, error=error)
+        except StoreError as problem:
+            # A full disk. The job counts as unfinished: it is run again at the next start, and carries on.
+            log.error("job.not_noted", state=state, error=str(problem))
         self._forget(row.job_id)
         took_s = round(trio.current_time() - began, 3)
         if error is not None:
@@ -136,7 +146,8 @@ class JobRunner:
     def is_active(self, kind: str, key: str) -> bool:
         """Whether a job of this kind with this exclusion key is queued or running."""
         return any(
-            row.kind == kind and self._kinds[kind].exclusive(row.args) == key for row in self._history.unfinished()
+            context.kind == kind and self._kind(kind).exclusive(context.args) == key
+            for context in self._contexts.values()
         )
 
     def view(self, job_id: str) -> JobView:

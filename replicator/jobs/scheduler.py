@@ -21,9 +21,20 @@ _RETRY_FIRST_S: Final = 5.0
 _RETRY_MOST_S: Final = 600.0
 
 
+def is_due(protection: Protection, now_ns: int) -> bool:
+    """Whether a snapshot should be taken now.
+
+    One that is due in more than a period was planned by a clock that has been set back since. Waiting for that
+    day would be years of silence, so it is due now.
+    """
+    return not now_ns < protection.next_run_ns <= now_ns + int(protection.every_s * 1e9)
+
+
 def plan_next_run(protection: Protection, now_ns: int) -> int:
     """The first multiple of the period after now, counted from when it was last due."""
     period = int(protection.every_s * 1e9)
+    if protection.next_run_ns > now_ns + period:
+        return now_ns + period
     behind = max(0, now_ns - protection.next_run_ns)
     return protection.next_run_ns + (behind // period + 1) * period
 
@@ -31,6 +42,11 @@ def plan_next_run(protection: Protection, now_ns: int) -> int:
 def plan_retry_s(failures: int, *, jitter: float) -> float:
     """How long to wait after so many failures in a row: doubling, up to ten minutes, plus up to a half at random."""
     return min(_RETRY_MOST_S, _RETRY_FIRST_S * 2.0 ** min(failures, 16)) * (1 + jitter / 2)
+
+
+def may_try(sync: SiteSync, now_ns: int) -> bool:
+    """Whether a sync has waited long enough since it last failed, also if the clock was set back meanwhile."""
+    return not now_ns < sync.next_try_ns <= now_ns + int(1.5 * _RETRY_MOST_S * 1e9)
 
 
 def pending_snapshots(
@@ -62,11 +78,11 @@ class Scheduler:
     async def step(self) -> Outcome:
         now = self._clock.now_ns()
         for protection in self._catalog.protections():
-            if protection.next_run_ns <= now:
+            if is_due(protection, now):
                 self._submit_snapshot(protection, now)
         receipts = self._catalog.receipts()
         for sync in self._catalog.syncs():
-            if not sync.paused and sync.next_try_ns <= now and pending_snapshots(self._catalog, sync, receipts):
+            if not sync.paused and may_try(sync, now) and pending_snapshots(self._catalog, sync, receipts):
                 self._submit_sync(sync)
         return Idle(_LOOK_S)
 

@@ -136,7 +136,7 @@ def prune_volume(parts: Parts, volume: Volume) -> int:
     rules = {one.volume_id: one.keep for one in parts.catalog.protections()}
     rule = rules.get(volume.volume_id, "")
     candidates = [
-        Candidate(snapshot.snapshot_id, snapshot.received_ns, snapshot.held)
+        Candidate(snapshot.snapshot_id, snapshot.record.sequence, snapshot.received_ns, snapshot.held)
         for snapshot in parts.catalog.snapshots(volume.volume_id)
     ]
     gone = [verdict.snapshot_id for verdict in plan_retention(rule, candidates) if not verdict.reason]

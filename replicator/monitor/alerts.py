@@ -66,7 +66,7 @@ def _of_schedule(parts: Parts) -> Iterator[Alert]:
 
 
 def _is_late(since: int | None, promise: Protection, now: int) -> bool:
-    if since is None:
+    if since is None or since > now:  # Never, or by a clock that has been set back since.
         return now - promise.next_run_ns > _LATE * promise.every_s * 1e9
     return now - since > _LATE * promise.every_s * 1e9
 

@@ -21,7 +21,7 @@ import trio
 from protocol.errors import ErrorCode, ProtocolError
 from protocol.ids import SiteId, StreamId
 from protocol.limits import BLOCKS_FRAME_GOAL, HANDSHAKE_S, HEARTBEAT_S, SILENCE_S, STREAM_CREDIT
-from protocol.machines.connection import Connection, ConnectionStatistics
+from protocol.machines.connection import Connection, ConnectionStatistics, State
 from protocol.machines.events import (
     BlocksReceived,
     CreditGranted,
@@ -37,7 +37,7 @@ from protocol.messages.registry import Message
 from protocol.messages.session import Hello
 from protocol.wire.envelope import Buffer
 from protocol.wire.frames import Lane
-from replicator.core.errors import PeerError, Refused, ReplicatorError, Stalled, Unreachable
+from replicator.core.errors import PeerError, Refused, ReplicatorError, Stalled, Unreachable, Untrusted
 from replicator.core.logging import get_logger
 from replicator.core.throttle import TokenBucket, frame_goal_bytes, longest_delay_s
 from replicator.net.tls import Transport
@@ -217,7 +217,7 @@ class Link:
         for stream in list(self._streams.values()):
             stream.fail(Unreachable(f"The link to {self.name} ended: {self.why_closed}"))
         self._streams.clear()
-        self._slot.set()
+        self._slot_may_be_free()
 
     def close(self, code: ErrorCode, reason: str) -> None:
         """Say goodbye and end the link; pending streams fail with `Unreachable`."""
@@ -239,8 +239,8 @@ class Link:
         Raises `Unreachable` if the link is down or goes down.
         """
         await self._wait_for_slot()
-        if self.closed.is_set():
-            raise Unreachable(f"The link to {self.name} ended: {self.why_closed}")
+        if not self.is_open:
+            raise Unreachable(f"The link to {self.name} ended: {self.why_closed or 'it is closing'}")
         number = self.connection.open_stream(request, lane=lane, end=end)
         stream = self._streams[number] = Stream(self, number, lane)
         self.wake()
@@ -249,13 +249,22 @@ class Link:
         finally:
             self._streams.pop(number, None)
             stream.reset(ErrorCode.CANCELLED, "no longer wanted")
-            self._slot.set()
+            self._slot_may_be_free()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether streams may be opened: greeted, and neither side has said goodbye."""
+        return self.connection.state is State.OPEN and not self.closed.is_set()
 
     async def _wait_for_slot(self) -> None:
-        """Until the bound on open streams leaves room. Rare: a node has a handful of them."""
-        while not self.connection.can_open() and not self.closed.is_set():
-            self._slot = trio.Event()
+        """Until the bound on open streams leaves room: some thirty syncs at once are enough to reach it."""
+        while self.is_open and not self.connection.can_open():
             await self._slot.wait()
+
+    def _slot_may_be_free(self) -> None:
+        """Let everybody who waits look again: one event for all of them, and a fresh one for the next time."""
+        self._slot.set()
+        self._slot = trio.Event()
 
     # -- the reader -----------------------------------------------------------------------
 
@@ -321,6 +330,9 @@ class Link:
                 stream.reset(ErrorCode.FORBIDDEN, f"{type(request).__name__} is not answered here")
                 return
             await handler(stream, request)
+        except Untrusted as error:
+            get_logger().error("request.untrusted", peer=self.name, request=type(request).__name__, error=error.message)
+            stream.reset(ErrorCode.FORBIDDEN, error.message)
         except PeerError:
             stream.reset(ErrorCode.CANCELLED, "the link or the stream ended")
         except ProtocolError as error:
@@ -371,6 +383,8 @@ class Link:
             await self._transport.send(self.connection.next_frame())
             for stream in self._streams.values():
                 stream.has_room()
+            # A stream of ours counts until its last frame is written.
+            self._slot_may_be_free()
 
     async def _sleep_until_woken(self, seconds: float | None) -> None:
         self._wake = trio.Event()

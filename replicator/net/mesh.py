@@ -7,7 +7,9 @@ directions. Revoking a peer rebuilds the TLS contexts and cuts its links at once
 
 import random
 import ssl
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -20,7 +22,7 @@ from protocol.limits import HANDSHAKE_S
 from protocol.messages.registry import decode, encode
 from protocol.messages.session import Hello, PairJoin, PairWelcome, Refusal
 from protocol.messages.versions import CURRENT, OLDEST
-from replicator.core.errors import ConfigError, PeerError, ReplicatorError, Unreachable
+from replicator.core.errors import ConfigError, PeerError, ReplicatorError, StoreError, Unreachable
 from replicator.core.logging import get_logger
 from replicator.core.throttle import TokenBucket
 from replicator.net.identity import Identity
@@ -32,8 +34,9 @@ from replicator.net.tls import TlsTransport, make_context
 _DIAL_FIRST_S: Final = 0.2
 _DIAL_MOST_S: Final = 30.0
 _LINKS_PER_PEER_MAX: Final = 4
-_GREETING_MAX: Final = 64
-"""Connections that have not proven themselves yet; more are made to wait by the kernel's queue."""
+_GREETING_MAX: Final = 128
+"""Connections that have not proven themselves yet. One more, and the one that has dawdled longest is cut: an
+honest site needs three round trips, so strangers who merely sit there never keep one out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,7 @@ class Mesh:
         self._links: dict[SiteId, list[Link]] = {}
         self._changed = trio.Event()
         self._contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None = None
-        self._greeting = trio.CapacityLimiter(_GREETING_MAX)
+        self._greeting: deque[trio.CancelScope] = deque()
         self.address = config.listen
         self.dial_errors: dict[SiteId, str] = {}
 
@@ -86,7 +89,7 @@ class Mesh:
     def link_to(self, site_id: SiteId) -> Link | None:
         """A live link to the peer: the oldest, so that everybody uses the same one."""
         for link in self._links.get(site_id, ()):
-            if link.ready.is_set() and not link.closed.is_set():
+            if link.is_open:
                 return link
         return None
 
@@ -150,19 +153,35 @@ class Mesh:
             nursery.start_soon(self._keep_dialling, nursery)
 
     async def _accept(self, stream: trio.SocketStream) -> None:
+        site: SiteId | None = None
+        why = "too slow"
         try:
-            async with self._greeting:
-                with trio.fail_after(HANDSHAKE_S):
-                    transport = TlsTransport(stream, self._context(is_server=True), is_server=True)
-                    site = await transport.handshake()
-        except (PeerError, trio.TooSlowError, OSError) as error:
-            get_logger().info("link.turned_away", error=str(error) or "too slow")
+            with self._greet():
+                transport = TlsTransport(stream, self._context(is_server=True), is_server=True)
+                site = await transport.handshake()
+        except (PeerError, OSError) as error:
+            why = str(error)
+        if site is None:
+            get_logger().info("link.turned_away", error=why)
             await trio.aclose_forcefully(stream)
             return
         if site in self._book.peer_ids():
             await self._run_link(transport, site, is_dialer=False, address=_remote(stream))
         else:
             await self._welcome(transport, site)
+
+    @contextmanager
+    def _greet(self) -> Iterator[None]:
+        """The time in which a stranger must prove itself: cut short if too many others have come since."""
+        if len(self._greeting) >= _GREETING_MAX:
+            self._greeting.popleft().cancel()
+        with trio.move_on_after(HANDSHAKE_S) as scope:
+            self._greeting.append(scope)
+            try:
+                yield
+            finally:
+                if scope in self._greeting:
+                    self._greeting.remove(scope)
 
     async def _welcome(self, transport: TlsTransport, door: SiteId) -> None:
         """Someone came through an invite's door: one question, one answer, and the line is closed."""
@@ -172,7 +191,8 @@ class Mesh:
                 await send_one(transport, encode(self._judge(request, door)))
                 # Closing at once could overtake the answer on its way.
                 await transport.receive()
-        except (PeerError, ProtocolError, trio.TooSlowError, OSError) as error:
+        except (ReplicatorError, ProtocolError, trio.TooSlowError, OSError) as error:
+            # Any of ours: a catalogue that cannot write must not take the node down over a visitor.
             get_logger().info("pair.failed", error=str(error) or "too slow")
         finally:
             await transport.close()
@@ -191,11 +211,12 @@ class Mesh:
         self.trust_changed()
         return PairWelcome(site_id=self.identity.site_id, name=self.name, addresses=self.addresses)
 
-    async def _run_link(self, transport: TlsTransport, site: SiteId, *, is_dialer: bool, address: str) -> None:
+    async def _run_link(self, transport: TlsTransport, site: SiteId, *, is_dialer: bool, address: str) -> Link | None:
+        """Serve a link to its end. Returns it, or None if there are enough of them already."""
         links = self._links.setdefault(site, [])
         if len(links) >= _LINKS_PER_PEER_MAX:
             await transport.close()
-            return
+            return None
         hello = Hello(
             version_min=OLDEST,
             version_max=CURRENT,
@@ -219,6 +240,7 @@ class Mesh:
                 nursery.start_soon(self._announce, link)
                 await link.run()
                 nursery.cancel_scope.cancel()
+            return link
         finally:
             links.remove(link)
             stats = link.statistics()
@@ -230,15 +252,24 @@ class Mesh:
                 bytes_out=stats.bytes_out,
                 lasted_s=round(trio.current_time() - link.opened_at, 1),
             )
-            self._book.note_seen(site)
+            self._note_seen(site)
             self._notify()
+
+    def _note_seen(self, site: SiteId) -> None:
+        """Remembering is a courtesy to the reader of `status`: a full disk must not cost us the link, or the node."""
+        try:
+            self._book.note_seen(site)
+        except StoreError as error:
+            get_logger().warning("peer.not_noted", error=str(error))
 
     async def _announce(self, link: Link) -> None:
         await link.ready.wait()
+        if not link.is_open:
+            return
         self.dial_errors.pop(link.peer, None)
         self._notify()
         while True:
-            self._book.note_seen(link.peer)
+            self._note_seen(link.peer)
             await trio.sleep(30)
 
     # -- dialling -------------------------------------------------------------------------
@@ -271,7 +302,13 @@ class Mesh:
         dialled.discard(site)
 
     async def _dial(self, site: SiteId, address: str) -> bool:
-        """Dial and serve one link to its end. Returns whether it came about at all."""
+        """Dial and serve one link to its end. Returns whether it came about at all.
+
+        With TLS 1.3 our side of the handshake is done before the other one judges our key: only its hello
+        proves that we are welcome. Without that, a site that has revoked us would be dialled several times a second.
+        """
+        stream: trio.SocketStream | None = None
+        found: SiteId | None = None
         try:
             with trio.fail_after(HANDSHAKE_S):
                 host, port = split_address(address)
@@ -280,12 +317,16 @@ class Mesh:
                 found = await transport.handshake()
         except (ReplicatorError, trio.TooSlowError, OSError) as error:
             self.dial_errors[site] = f"{address}: {error or 'no answer in time'}"
-            return False
         if found != site:
-            self.dial_errors[site] = f"{address} is another peer, {self._book.name_of(found)}"
-            await transport.close()
+            if found is not None:
+                self.dial_errors[site] = f"{address} is another peer, {self._book.name_of(found)}"
+            if stream is not None:
+                await trio.aclose_forcefully(stream)
             return False
-        await self._run_link(transport, site, is_dialer=True, address=address)
+        link = await self._run_link(transport, site, is_dialer=True, address=address)
+        if link is not None and link.peer_hello is None:
+            self.dial_errors[site] = f"{address} turned us away: {link.why_closed}"
+            return False
         return True
 
 

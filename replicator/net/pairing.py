@@ -10,7 +10,6 @@ repeat its last step: the answer may have been lost with the link.
 """
 
 import base64
-import binascii
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,12 +54,12 @@ class PairingCode:
             raise wrong
         try:
             raw = base64.b32decode(body.upper() + "=" * (-len(body) % 8))
-        except binascii.Error:
+        except ValueError:  # Not base32, or not even ASCII.
             raise wrong from None
         content, check = raw[:-4], raw[-4:]
         if len(content) < SITE_ID_BYTES + 32 or zlib.crc32(content).to_bytes(4, "big") != check:
             raise wrong
-        addresses = tuple(content[SITE_ID_BYTES + 32 :].decode().split(","))
+        addresses = tuple(content[SITE_ID_BYTES + 32 :].decode(errors="replace").split(","))
         at = SITE_ID_BYTES
         return cls(addresses, SiteId(content[:at]), content[at : at + 16], content[at + 16 : at + 32])
 

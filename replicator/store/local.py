@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from protocol.ids import BlockId
-from protocol.wire.envelope import Header
+from protocol.wire.envelope import Buffer, Header
 from replicator.core.errors import StoreError, StoreFull, StoreReadOnly
 from replicator.core.logging import get_logger
 from replicator.core.ports import SystemClock, WallClock
@@ -291,8 +291,7 @@ class LocalStore:
 
         def take(run: list[Piece]) -> None:
             if run:
-                # Neighbours without gaps go out as the one piece of memory that they were read into.
-                answer.runs.append(b"".join(piece.sealed for piece in run))
+                answer.runs.append(_joined(run))
                 answer.blocks_count += len(run)
 
         answer.faults = self._pieces(ids, take)
@@ -385,6 +384,14 @@ class LocalStore:
         self.files.close()
         self.ledger.close()
         os.close(self._lock_handle)
+
+
+def _joined(run: list[Piece]) -> Buffer:
+    """Neighbours without gaps are handed on as the one piece of memory that they were read into."""
+    whole = run[0].sealed.obj if isinstance(run[0].sealed, memoryview) else None
+    if isinstance(whole, bytes) and len(whole) == sum(len(piece.sealed) for piece in run):
+        return whole
+    return b"".join(piece.sealed for piece in run)
 
 
 def _absent(block: BlockId, causes: dict[BlockId, tuple[Cause, int]]) -> Fault:

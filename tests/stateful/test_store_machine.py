@@ -22,14 +22,17 @@ from protocol.ids import BlockId, split_ids
 from protocol.wire.envelope import HEADER_BYTES, unseal
 from replicator.core.errors import LeaseLost
 from replicator.store.collect import Collector, Mark, MarkSet
+from replicator.store.config import StoreConfig
 from replicator.store.leases import LEASE_S
 from replicator.store.local import LocalStore
 from replicator.store.ports import Lease, Place
+from replicator.store.segments import SEGMENT_HEADER_BYTES
 from tests.support.blocks import body_of, from_body, sealed_block
 from tests.support.clocks import FakeMonotonic, FakeWallClock
 from tests.support.store import open_store, scrub
 
-SEEDS = st.lists(st.integers(0, 24), min_size=1, max_size=8)
+SEEDS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
+TINY_SEGMENTS = StoreConfig(segment_bytes_max=1500, reserve_bytes_max=0)  # Two blocks, or a few that LZ4 packs.
 GRACE_S = 3600.0
 
 
@@ -58,10 +61,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.roots: list[set[BlockId]] = []
         self.writers: list[Writer] = []
         self.run: Run | None = None
+        self.copies: list[bytes] = []
         self.open()
 
     def open(self) -> None:
-        self.store: LocalStore = open_store(self.root, clock=self.clock, monotonic=self.monotonic)
+        self.store: LocalStore = open_store(
+            self.root, config=TINY_SEGMENTS, clock=self.clock, monotonic=self.monotonic
+        )
         self.collector = Collector(self.store, clock=self.clock)
 
     def teardown(self) -> None:
@@ -106,10 +112,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.append_to(writer, seeds)
         self.publish(writer)
 
-    @rule(data=st.data(), seeds=SEEDS)
-    @precondition(lambda self: self.writers)
-    def ask(self, data: st.DataObject, seeds: list[int]) -> None:
-        writer = self.writer(data)
+    @rule(seeds=SEEDS)
+    def ask(self, seeds: list[int]) -> None:
+        if not self.writers:
+            self.writers.append(Writer(self.store.begin("model")))
+        writer = self.writers[-1]
         writer.told |= self.store.have(writer.lease, [sealed_block(seed, size=700).header.block_id for seed in seeds])
 
     @rule(data=st.data())
@@ -149,23 +156,31 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- crashes, and a ledger that is lost or set back -----------------------------------
 
-    @rule(way=st.sampled_from(["crash", "lose the ledger", "scribble over it", "keep a copy", "put the copy back"]))
+    @rule(way=st.sampled_from(["crash", "lose the ledger", "scribble over it"]))
     def restart(self, way: str) -> None:
         self.store.close()
-        ledger, copy = self.root / "ledger.sqlite", self.folder / "copy.sqlite"
+        self.copies.append((self.root / "ledger.sqlite").read_bytes())
         match way:
             case "scribble over it":
-                with ledger.open("r+b") as file:
-                    file.write(b"not a database, " * 20)
-            case "keep a copy":
-                shutil.copy(ledger, copy)
-            case "lose the ledger" | "put the copy back":
-                for path in self.root.glob("ledger.sqlite*"):
-                    path.unlink()
-                if way == "put the copy back" and copy.exists():
-                    shutil.copy(copy, ledger)
+                self.replace_ledger(b"not a database, " * 20)
+            case "lose the ledger":
+                self.replace_ledger(None)
         self.writers, self.run = [], None
         self.open()
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.copies)
+    def put_an_old_ledger_back(self, data: st.DataObject) -> None:
+        self.store.close()
+        self.replace_ledger(self.copies[data.draw(st.integers(0, len(self.copies) - 1))])
+        self.writers, self.run = [], None
+        self.open()
+
+    def replace_ledger(self, content: bytes | None) -> None:
+        for path in self.root.glob("ledger.sqlite*"):
+            path.unlink()
+        if content is not None:
+            (self.root / "ledger.sqlite").write_bytes(content)
 
     # -- collection -----------------------------------------------------------------------
 
@@ -191,10 +206,11 @@ class StoreMachine(RuleBasedStateMachine):
         marks.add(b"".join(run.roots))
         self.collector.finish(run.mark, marks.finish(), grace_s=grace_s, dry_run=False)
 
-    @rule()
-    def collect(self) -> None:
+    @rule(times=st.integers(1, 3))
+    def collect(self, times: int) -> None:
         self.run = None
-        self.finish(Run(self.collector.begin(), self.rooted()), 0.0)
+        for _ in range(times):
+            self.finish(Run(self.collector.begin(), self.rooted()), 0.0)
 
     @rule()
     def pass_the_grace(self) -> None:
@@ -216,7 +232,8 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.present() == self.rooted()
         found = self.store.statistics()
         open_segments = 2  # The newest is not emptied, and emptying others may have filled one more.
-        assert found.disk_bytes <= 2 * found.sealed_bytes + open_segments * 2 * 4096
+        overhead = SEGMENT_HEADER_BYTES * found.segments
+        assert found.disk_bytes <= 2 * (found.sealed_bytes + overhead) + open_segments * 2 * 1500
 
     def present(self) -> set[BlockId]:
         return set(split_ids(b"".join(self.store.ids())))
@@ -284,4 +301,5 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(stateful_step_count=30)
+# Enough that leases ignored, or a ledger believed too readily, are found in most runs (measured by breaking them).
+TestStoreMachine.settings = settings(max_examples=4 * settings.default.max_examples, stateful_step_count=30)

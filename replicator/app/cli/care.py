@@ -6,8 +6,8 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from replicator.app.cli.common import DEFAULT, Common, connect, run_job, run_job_anywhere
-from replicator.app.cli.output import describe_progress, table
-from replicator.core.errors import EXIT_FINDINGS, EXIT_OK
+from replicator.app.cli.output import Output, describe_progress, table
+from replicator.core.errors import EXIT_FINDINGS, EXIT_OK, UsageError
 from replicator.core.units import format_size, format_span, parse_span
 
 jobs = App(name="jobs", help="Work that is going on, and work that is done.")
@@ -70,13 +70,18 @@ def repair(*, common: Common = DEFAULT) -> int:
 def verify(
     snapshot: Annotated[str, Parameter(help="The beginning of its id, or a volume's name; default: all.")] = "",
     *,
+    peer: Annotated[str, Parameter(name=["--with"], help="Compare with what this peer holds.")] = "",
     common: Common = DEFAULT,
 ) -> int:
     """Prove that a snapshot is whole: every block that it needs is read and hashed. Works on a node that is down.
 
-    Exit codes: 0 whole, 1 something is missing, 66 no such snapshot, 75 the store is in use.
+    With --with, compare instead, by Merkle summaries, what a peer holds of it with what is here.
+    Exit codes: 0 whole, 1 something is missing, 66 no such snapshot or peer, 69 the peer is not reachable,
+    75 the store is in use.
     """
     output = common.output()
+    if peer:
+        return _verify_with(snapshot, peer, common, output)
     value = run_job_anywhere(common, output, "verify", {"snapshot": snapshot} if snapshot else {})
 
     def human() -> None:
@@ -85,6 +90,22 @@ def verify(
 
     output.result(value, human)
     return EXIT_FINDINGS if value["damaged"] else EXIT_OK
+
+
+def _verify_with(snapshot: str, peer: str, common: Common, output: Output) -> int:
+    if not snapshot:
+        raise UsageError("--with compares one snapshot.", hint="Name it, or a volume for its newest.")
+    value = run_job(common, output, "audit", {"snapshot": snapshot, "peer": peer})
+
+    def human() -> None:
+        print(
+            f"{value['volume']} {value['snapshot'][:12]}: {value['blocks']:,} blocks here, {value['shared']:,} of them at "
+            f"{value['peer']}; it lacks {value['peer_lacks']}, we lack {value['we_lack']} "
+            f"({value['summary_bytes']:,} bytes of summaries, {value['round_trips']} round trips)"
+        )
+
+    output.result(value, human)
+    return EXIT_FINDINGS if value["peer_lacks"] or value["we_lack"] else EXIT_OK
 
 
 def gc(

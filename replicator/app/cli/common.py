@@ -79,7 +79,7 @@ async def _run_offline(parts: Any, output: Output, kind: str, args: dict[str, An
     from replicator.jobs.kinds import job_kinds
     from replicator.jobs.runner import JobContext
 
-    context = JobContext(new_job_id(), args, Progress(clock=time.monotonic))
+    context = JobContext(new_job_id(), kind, args, Progress(clock=time.monotonic))
 
     async def show() -> None:
         while True:

@@ -18,7 +18,7 @@ def demo(
     ] = None,
     *,
     keep: Annotated[bool, Parameter(negative="", help="Leave the sites running and everything in place.")] = False,
-    rate: Annotated[str, Parameter(help="Bandwidth cap of each site.")] = "40MB/s",
+    rate: Annotated[str, Parameter(help="Bandwidth cap of each site.")] = "25MB/s",
     seed: Annotated[int, Parameter(help="Which files are changed and what is ruined.")] = 1,
     work: Annotated[Path | None, Parameter(help="Where to work; default: a new folder under /tmp.")] = None,
     common: Common = DEFAULT,

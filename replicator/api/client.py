@@ -4,14 +4,16 @@ Every call that changes something carries an id chosen here, so a call whose ans
 because the node was restarted in the middle, is simply made again.
 """
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import httpx
 
-from replicator.core.errors import NodeDown, ReplicatorError
+from replicator.core.errors import NodeDown, NotFound, ReplicatorError, UsageError
 
 _POLL_S: Final = 0.15
 _UNFINISHED: Final = ("queued", "running")
@@ -24,6 +26,21 @@ class RemoteError(ReplicatorError):
         super().__init__(body.get("message", "The node reported an error."), hint=body.get("hint", ""))
         self.code = body.get("code", "internal")  # type: ignore[misc]
         self.exit_code = body.get("exit_code", 70)  # type: ignore[misc]
+
+
+def _encode(body: dict[str, Any]) -> bytes:
+    """Raises `UsageError` for a path with bytes that are no text: JSON cannot carry them."""
+    try:
+        return json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{error.object!r} has bytes that are not UTF-8.", hint="Rename it, or its parent.") from None
+
+
+def segment(name: str) -> str:
+    """A name that someone typed, as one segment of an URL. Raises `NotFound`: nothing is called that."""
+    if not name or "/" in name or name in (".", ".."):
+        raise NotFound(f"There is nothing called {name!r}.", hint="Give a name, or the beginning of an id.")
+    return quote(name, safe="", errors="surrogateescape")
 
 
 class NodeClient:
@@ -49,9 +66,12 @@ class NodeClient:
 
     def _call(self, method: str, path: str, *, query: Any = None, body: Any = None) -> Any:
         deadline = time.monotonic() + self._patience_s
+        content = None if body is None else _encode(body)
         while True:
             try:
-                answer = self._http.request(method, path, params=query, json=body)
+                answer = self._http.request(
+                    method, path, params=query, content=content, headers={"content-type": "application/json"}
+                )
                 break
             except httpx.TransportError as error:
                 if time.monotonic() >= deadline:

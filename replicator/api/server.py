@@ -17,6 +17,7 @@ from hypercorn.trio import serve
 from litestar import Litestar, MediaType, Request, Response, delete, get, post
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
+from litestar.params import FromPath, FromQuery, JSONBody
 
 from replicator.api.schema import (
     HoldRequest,
@@ -29,6 +30,7 @@ from replicator.api.schema import (
 )
 from replicator.api.views import NodeView
 from replicator.core.errors import ConfigError, ReplicatorError
+from replicator.core.logging import get_logger
 from replicator.net.pairing import split_address
 
 _HTTP_STATUS: Final = {64: 400, 66: 404, 73: 507, 75: 409, 77: 403}
@@ -41,10 +43,18 @@ def _on_error(_: Request[Any, Any, Any], error: Exception) -> Response[dict[str,
 
 
 def _on_http_error(_: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    detail = error.detail if isinstance(error, HTTPException) else "an internal error"
-    body = {"code": "usage" if status < 500 else "internal", "message": detail, "hint": "", "exit_code": 64}
-    return Response(body, status_code=status)
+    assert isinstance(error, HTTPException)
+    is_ours = error.status_code >= 500
+    code, exit_code = ("internal", 70) if is_ours else ("usage", 64)
+    body = {"code": code, "message": error.detail, "hint": "", "exit_code": exit_code}
+    return Response(body, status_code=error.status_code)
+
+
+def _on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+    """A mistake of ours: whoever asked gets a sentence, and the log gets the rest."""
+    get_logger().error("api.bug", path=request.url.path, exc_info=error)
+    message, hint = f"An internal error: {error!r}.", "Please report it with the log line `api.bug`."
+    return Response({"code": "internal", "message": message, "hint": hint, "exit_code": 70}, status_code=500)
 
 
 def make_apps(view: NodeView) -> tuple[Litestar, Litestar]:
@@ -67,19 +77,19 @@ def make_apps(view: NodeView) -> tuple[Litestar, Litestar]:
         return view.peers()
 
     @delete("/v1/peers/{name:str}", sync_to_thread=False, status_code=200)
-    def revoke(name: str) -> dict[str, Any]:
+    def revoke(name: FromPath[str]) -> dict[str, Any]:
         return view.revoke(name)
 
     @post("/v1/pair/invite", sync_to_thread=False)
-    def invite(data: InviteRequest) -> dict[str, Any]:
+    def invite(data: JSONBody[InviteRequest]) -> dict[str, Any]:
         return view.invite(minutes=data.minutes)
 
     @post("/v1/pair/join")
-    async def pair_join(data: JoinRequest) -> dict[str, Any]:
+    async def pair_join(data: JSONBody[JoinRequest]) -> dict[str, Any]:
         return await view.join(data.code)
 
     @post("/v1/protect", sync_to_thread=False)
-    def protect(data: ProtectRequest) -> dict[str, Any]:
+    def protect(data: JSONBody[ProtectRequest]) -> dict[str, Any]:
         return view.protect(data)
 
     @get("/v1/volumes", sync_to_thread=False)
@@ -87,23 +97,23 @@ def make_apps(view: NodeView) -> tuple[Litestar, Litestar]:
         return view.volumes()
 
     @get("/v1/snapshots", sync_to_thread=False)
-    def snapshots(volume: str = "") -> list[dict[str, Any]]:
+    def snapshots(volume: FromQuery[str] = "") -> list[dict[str, Any]]:
         return view.snapshots(volume)
 
     @get("/v1/snapshots/{name:str}", sync_to_thread=False)
-    def snapshot(name: str) -> dict[str, Any]:
+    def snapshot(name: FromPath[str]) -> dict[str, Any]:
         return view.snapshot(name)
 
     @get("/v1/snapshots/{name:str}/entries")
-    async def snapshot_entries(name: str, path: str = "") -> list[dict[str, Any]]:
+    async def snapshot_entries(name: FromPath[str], path: FromQuery[str] = "") -> list[dict[str, Any]]:
         return await view.entries(name, path)
 
     @delete("/v1/snapshots/{name:str}", sync_to_thread=False, status_code=200)
-    def snapshot_delete(name: str) -> dict[str, Any]:
+    def snapshot_delete(name: FromPath[str]) -> dict[str, Any]:
         return view.delete_snapshot(name)
 
     @post("/v1/snapshots/{name:str}/hold", sync_to_thread=False)
-    def snapshot_hold(name: str, data: HoldRequest) -> dict[str, Any]:
+    def snapshot_hold(name: FromPath[str], data: JSONBody[HoldRequest]) -> dict[str, Any]:
         return view.hold(name, data.reason)
 
     @get("/v1/syncs", sync_to_thread=False)
@@ -111,31 +121,31 @@ def make_apps(view: NodeView) -> tuple[Litestar, Litestar]:
         return view.syncs()
 
     @post("/v1/syncs", sync_to_thread=False)
-    def sync_add(data: SyncRequest) -> dict[str, Any]:
+    def sync_add(data: JSONBody[SyncRequest]) -> dict[str, Any]:
         return view.add_sync(data)
 
     @get("/v1/jobs", sync_to_thread=False)
-    def jobs(limit: int = 50) -> list[dict[str, Any]]:
+    def jobs(limit: FromQuery[int] = 50) -> list[dict[str, Any]]:
         return view.jobs(limit)
 
     @post("/v1/jobs", sync_to_thread=False)
-    def job_submit(data: JobRequest) -> dict[str, Any]:
+    def job_submit(data: JSONBody[JobRequest]) -> dict[str, Any]:
         return view.submit(data)
 
     @get("/v1/jobs/{job_id:str}", sync_to_thread=False)
-    def job(job_id: str) -> dict[str, Any]:
+    def job(job_id: FromPath[str]) -> dict[str, Any]:
         return view.job(job_id)
 
     @delete("/v1/jobs/{job_id:str}", sync_to_thread=False, status_code=200)
-    def job_cancel(job_id: str) -> dict[str, Any]:
+    def job_cancel(job_id: FromPath[str]) -> dict[str, Any]:
         return view.cancel(job_id)
 
     @get("/v1/repairs", sync_to_thread=False)
-    def repairs(limit: int = 100) -> list[dict[str, Any]]:
+    def repairs(limit: FromQuery[int] = 100) -> list[dict[str, Any]]:
         return view.repairs(limit)
 
     @post("/v1/throttle", sync_to_thread=False)
-    def throttle(data: ThrottleRequest) -> dict[str, Any]:
+    def throttle(data: JSONBody[ThrottleRequest]) -> dict[str, Any]:
         return view.throttle(data)
 
     looking = [status, health, metrics]
@@ -149,7 +159,7 @@ def make_apps(view: NodeView) -> tuple[Litestar, Litestar]:
 def _app(handlers: Sequence[Any]) -> Litestar:
     return Litestar(
         route_handlers=handlers,
-        exception_handlers={ReplicatorError: _on_error, HTTPException: _on_http_error},
+        exception_handlers={ReplicatorError: _on_error, HTTPException: _on_http_error, Exception: _on_bug},
         openapi_config=OpenAPIConfig(title="replicator", version="1"),
         # Litestar would otherwise put its own handler on the root logger and print everything twice.
         logging_config=None,
@@ -169,7 +179,11 @@ class ApiServer:
 
     def bind(self) -> None:
         """Raises `ConfigError`. The caller holds the store's lock, so a socket file that is here is a leftover."""
-        self._socket_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = self._socket_path.parent
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if folder.stat().st_uid != os.geteuid():
+            # In /tmp anybody may have made it first, to put another socket in place of ours.
+            raise ConfigError(f"{folder} belongs to somebody else.", hint="Remove it, or choose a shorter --state.")
         self._socket_path.unlink(missing_ok=True)
         before = os.umask(0o177)
         try:

@@ -19,6 +19,8 @@ from replicator.net.pairing import INVITE_S, PairingCode, join
 from replicator.restore.browse import list_folder
 
 _TIMELY_S: Final = 1.0
+_EVERY_MOST_S: Final = 520 * 7 * 86_400.0
+"""Ten years. Anything can be typed, and what is stored is read again at every start."""
 _LISTED_MAX: Final = 10_000
 
 
@@ -92,16 +94,21 @@ class NodeView:
         path = Path(os.path.abspath(request.path))
         parse_keep(request.keep)
         peers = [parts.catalog.peers.find(name) for name in request.to]
-        kind = request.kind or _kind_of(path)
+        found = _kind_of(path)
+        kind = request.kind or found
         if kind not in ("tree", "image"):
             raise UsageError(f"{kind!r} is not a kind of volume.", hint="Kinds: tree, image.")
+        if kind != found:
+            what = "a folder" if found == "tree" else "not a folder"
+            raise UsageError(
+                f"{path} is {what}: it cannot be protected as {kind}.", hint=f"Leave out --kind, or say {found}."
+            )
+        _check_promise(request)
         known = [volume for volume in parts.catalog.volumes() if volume.path == os.fsencode(path)]
         if not known:
             parts.catalog.add_volume(self._new_volume(path, request, kind))
         volume = next(v for v in parts.catalog.volumes() if v.path == os.fsencode(path))
         if request.every_s:
-            if request.every_s < _TIMELY_S:
-                raise UsageError("Snapshots more often than once a second are not a thing.")
             parts.catalog.set_protection(volume.volume_id, every_s=request.every_s, keep=request.keep)
         syncs = [self._add_sync(volume.volume_id, peer.site_id) for peer in peers]
         self._wake()
@@ -248,6 +255,16 @@ class NodeView:
             self._mesh.rate_in.set_rate(max(0, request.in_bytes_per_s))
         throttle: dict[str, Any] = self.status()["throttle"]
         return throttle
+
+
+def _check_promise(request: ProtectRequest) -> None:
+    if request.every_s:
+        if not _TIMELY_S <= request.every_s <= _EVERY_MOST_S:
+            raise UsageError(
+                f"A snapshot every {request.every_s:g} s cannot be promised.", hint="From 1s up to 520w (ten years)."
+            )
+    elif request.keep:
+        raise UsageError("A keep rule belongs to a schedule.", hint="Say how often with --every.")
 
 
 def _kind_of(path: Path) -> str:

@@ -4,13 +4,14 @@ import difflib
 import os
 import re
 import tomllib
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from replicator.core.errors import ConfigError
+from replicator.core.errors import ConfigError, UsageError
 from replicator.core.units import parse_rate, parse_size, parse_span
 from replicator.ingest.config import IngestConfig
 from replicator.net.mesh import MeshConfig
@@ -38,22 +39,24 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
     log_level: str = "info"
 
 
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
 CONFIG_TEMPLATE: Final = """\
 # A node of replicator. Every line but `name` may be left out; the values are the defaults
 # unless `init` was told otherwise. An unknown key is an error.
 name = "{name}"
 
 # Where other sites reach this one, and what they are told (empty: the same).
-listen = "{listen}"
+listen = {listen}
 advertise = {advertise}
 
 # Status, health and metrics for programs on this machine; "" for none.
-http = "{http}"
+http = {http}
 
 # Bulk traffic to and from all peers together: "none", "20MB/s", "100Mbit/s".
 # Repairs and the control of links are never held back.
-rate_out = "{rate_out}"
-rate_in = "{rate_in}"
+rate_out = {rate_out}
+rate_in = {rate_in}
 
 # How long a block that nothing needs any more can still be brought back (`gc --undo`).
 gc_grace = "24h"
@@ -61,7 +64,7 @@ gc_grace = "24h"
 # Everything stored is read again, and proven, within this span.
 scrub_every = "30d"
 
-segment_size = "{segment_size}"
+segment_size = {segment_size}
 reserve = "256MiB"
 log_level = "info"
 """
@@ -92,11 +95,29 @@ def parse_config(raw: dict[str, Any], *, where: str) -> NodeConfig:
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {error}.") from error
     check_name(config.name)
-    mesh_config(config)
-    store_config(config)
-    parse_span(config.scrub_every)
-    split_address(config.http or "localhost:0")
+    _check_values(config, where)
     return config
+
+
+def _check_values(config: NodeConfig, where: str) -> None:
+    checks: list[tuple[str, Callable[[str], object], str]] = [
+        ("listen", split_address, config.listen),
+        *(("advertise", split_address, one) for one in config.advertise),
+        ("http", split_address, config.http or "localhost:0"),
+        ("rate_out", parse_rate, config.rate_out),
+        ("rate_in", parse_rate, config.rate_in),
+        ("gc_grace", parse_span, config.gc_grace),
+        ("scrub_every", parse_span, config.scrub_every),
+        ("segment_size", parse_size, config.segment_size),
+        ("reserve", parse_size, config.reserve),
+    ]
+    for key, parse, text in checks:
+        try:
+            parse(text)
+        except UsageError as error:
+            raise ConfigError(f"{where}: `{key}`: {error.message}", hint=error.hint) from None
+    if config.log_level not in LOG_LEVELS:
+        raise ConfigError(f"{where}: `log_level`: there is no {config.log_level!r}.", hint=f"One of {LOG_LEVELS}.")
 
 
 def check_name(name: str) -> None:

@@ -6,14 +6,15 @@ Exit codes: 0 done; 1 done, with findings that need a person; 64 and above as in
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
-from cyclopts import App
+from cyclopts import App, CycloptsError
 
 from replicator import __version__
 from replicator.app.cli import care, demo, node, pair, protect, restore, sync
 from replicator.app.cli.output import Output
-from replicator.core.errors import ReplicatorError
+from replicator.core.errors import ReplicatorError, UsageError
 
 _HELP = """Keep the data of several sites alive.
 
@@ -31,8 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     output = Output(as_json="--json" in tokens)
     try:
-        code = app(tokens, exit_on_error=True, print_error=True)
+        code = app(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()
+    except* CycloptsError as group:
+        mistyped = UsageError(str(_first(group)).strip(), hint=f"See `{_command_of(tokens)} --help`.")
+        output.error(mistyped)
+        code = mistyped.exit_code
     except* ReplicatorError as group:
         error = _first(group)
         assert isinstance(error, ReplicatorError)
@@ -50,7 +55,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error = _first(group)
         output.error(ReplicatorError(f"The system refused: {error}.", hint="See the message for the path."))
         code = 74
+    except* Exception as group:  # noqa: BLE001  (the last line of defence, and it is shown)
+        # A mistake of ours. The traceback is for whoever mends it, and 1 would mean "done, with findings".
+        traceback.print_exception(group)
+        bug = ReplicatorError(f"An internal error: {_first(group)!r}.", hint="Please report it with the lines above.")
+        output.error(bug)
+        code = bug.exit_code
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _command_of(tokens: Sequence[str]) -> str:
+    """`replicator pair join`, of whatever was typed: what `--help` can be asked of."""
+    known, words = app, ["replicator"]
+    for token in tokens:
+        if token.startswith("-") or token not in known:
+            break
+        known = known[token]
+        words.append(token)
+    return " ".join(words)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

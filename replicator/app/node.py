@@ -27,7 +27,7 @@ from replicator import __version__
 from replicator.api.server import ApiServer
 from replicator.api.views import NodeView
 from replicator.app.config import NodeConfig, StateFolder, ingest_config, load_config, mesh_config, store_config
-from replicator.app.upkeep import Collecting, Scrubbing
+from replicator.app.upkeep import Collecting, Mending, Scrubbing
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.model import Snapshot
 from replicator.catalog.records import verify_signature
@@ -198,10 +198,13 @@ class _Living:
         self._parts = parts = _parts(base, mesh=self._mesh, wake=self._wake_scheduler)
         self._history = JobHistory(base.state.jobs, clock=parts.clock)
         self._jobs = JobRunner(self._history, job_kinds(parts), clock=time.monotonic)
+        healer = parts.healer
+        assert healer is not None
         workers: list[Worker] = [
             Scheduler(catalog=catalog, jobs=self._jobs, clock=parts.clock),
             Scrubbing(parts.scrubber, parts.store, every_s=parse_span(config.scrub_every)),
             Collecting(self._jobs, clock=parts.clock),
+            Mending(healer, parts.store, self._mesh.connected),
         ]
         self._workers = WorkerRunner(workers)
         self._answer_peers()

@@ -1,16 +1,25 @@
 """What a node does when nobody asks: scrub a little all the time, collect once in a while."""
 
+from collections.abc import Callable, Sequence
 from typing import Final
 
+import trio
+
+from protocol.ids import SiteId
 from replicator.core.ports import WallClock
-from replicator.core.workers import Idle, Outcome, Throttled
+from replicator.core.workers import Busy, Idle, Outcome, Throttled
 from replicator.jobs.runner import JobRunner
+from replicator.net.link import Link
+from replicator.repair.ask import Healer
 from replicator.repair.scrub import Scrubber
 from replicator.store.ports import BlockStore
 
 _FIRST_S: Final = 120.0
 """A node that has just started has better things to do than to scrub."""
 _COLLECT_EVERY_S: Final = 6 * 3600.0
+_MEND_EVERY_S: Final = 10.0
+_MEND_MOST_S: Final = 6 * 3600.0
+_MEND_BATCH: Final = 256
 
 
 class Scrubbing:
@@ -35,6 +44,33 @@ class Scrubbing:
         if is_complete:
             return Idle(self._every_s / 2)
         return Throttled(min(3600.0, share * self._every_s / 2))
+
+
+class Mending:
+    """The worker that asks the peers again for what is broken: a peer that was away may be back."""
+
+    name = "mend"
+
+    def __init__(self, healer: Healer, store: BlockStore, links: Callable[[], Sequence[Link]]) -> None:
+        self._healer = healer
+        self._store = store
+        self._links = links
+        self._asked: frozenset[SiteId] = frozenset()
+        self._pause_s = _MEND_EVERY_S
+        self._next_at = 0.0
+
+    async def step(self) -> Outcome:
+        """Ask soon when a peer has come back, and ever more rarely while nobody can help."""
+        broken = self._store.broken()
+        peers = frozenset(link.peer for link in self._links())
+        is_due = bool(peers - self._asked) or trio.current_time() >= self._next_at
+        if not broken or not peers or not is_due:
+            return Idle(_MEND_EVERY_S)
+        answer = await self._healer.heal(broken[:_MEND_BATCH])
+        self._asked = peers
+        self._pause_s = _MEND_EVERY_S if answer.healed else min(self._pause_s * 2, _MEND_MOST_S)
+        self._next_at = trio.current_time() + self._pause_s
+        return Busy() if answer.healed and len(broken) > _MEND_BATCH else Idle(_MEND_EVERY_S)
 
 
 class Collecting:

@@ -57,16 +57,20 @@ def _of_schedule(parts: Parts) -> Iterator[Alert]:
     for promise in parts.catalog.protections():
         name = parts.catalog.volume(promise.volume_id).name
         since = promise.last_success_ns
+        if since is not None and since > now:
+            since = None  # By a clock that has been set back meanwhile: it proves nothing.
         if promise.last_error:
             yield Alert("snapshot_failed", name, f"The last snapshot failed: {promise.last_error}", "See the error.")
         elif _is_late(since, promise, now):
-            age = format_span((now - since) / 1e9) if since else "never"
-            text = f"The last good snapshot was {age} ago; one every {format_span(promise.every_s)} is promised."
+            told = (
+                f"The last good snapshot was {format_span((now - since) / 1e9)} ago" if since else "None was taken yet"
+            )
+            text = f"{told}; one every {format_span(promise.every_s)} is promised."
             yield Alert("schedule_missed", name, text, "See `replicator status` for the job that hangs or fails.")
 
 
 def _is_late(since: int | None, promise: Protection, now: int) -> bool:
-    if since is None or since > now:  # Never, or by a clock that has been set back since.
+    if since is None:
         return now - promise.next_run_ns > _LATE * promise.every_s * 1e9
     return now - since > _LATE * promise.every_s * 1e9
 

@@ -17,24 +17,26 @@ from typing import Final
 
 import trio
 
-from protocol.errors import BadBlock, ProtocolError
+from protocol.errors import BadBlock, ProtocolError, Unexpected
 from protocol.ids import BlockId, SiteId
+from protocol.messages.blocks import BlocksSent
 from protocol.messages.repair import RepairBlocks
-from protocol.wire.envelope import unseal
+from protocol.wire.envelope import unseal, walk
 from protocol.wire.frames import Lane
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.model import RepairLine
 from replicator.core.errors import PeerError
 from replicator.core.logging import get_logger
 from replicator.core.ports import Offload, WallClock
-from replicator.net.link import Link
+from replicator.net.link import Link, Stream
 from replicator.store.ports import BlockStore, Fault, SealedBlock
 
 _ASK_MAX: Final = 64
 """Blocks a question: small enough that the first of them are back in service quickly."""
 _LIES_MAX: Final = 3
 _BANISHED_S: Final = 600.0
-_PATIENCE_S: Final = 30.0
+_PATIENCE_S: Final = 15.0
+"""For one question. A peer that lets it pass is asked last from then on, until it has answered again."""
 
 
 @dataclass(slots=True)
@@ -107,6 +109,16 @@ class Healer:
             self._audit_failures(list(todo.values()))
             return Healed(healed, list(todo.values()))
 
+    async def wait_for_help(self, seconds: float) -> bool:
+        """Wait until more peers are connected than now. False at once if all are, or after `seconds`."""
+        before = len(self._links())
+        if before >= len(self._catalog.peers.all()):
+            return False
+        with trio.move_on_after(seconds):
+            while len(self._links()) <= before:  # noqa: ASYNC110  (links come and go; a look now and then is enough)
+                await trio.sleep(0.2)
+        return len(self._links()) > before
+
     def _in_order(self) -> list[Link]:
         now = trio.current_time()
         links = [link for link in self._links() if self._of(link).banished_until <= now]
@@ -126,6 +138,7 @@ class Healer:
                 with trio.fail_after(_PATIENCE_S):
                     done += await self._ask_some(link, part)
             except (PeerError, trio.TooSlowError) as error:
+                self._of(link).answered_s = _PATIENCE_S
                 get_logger().warning("repair.peer_failed", peer=link.name, error=str(error) or "too slow")
                 return done
             except ProtocolError as error:
@@ -146,7 +159,6 @@ class Healer:
         causes = Counter(fault.cause.value for fault in faults)
         began = trio.current_time()
         request = RepairBlocks(ids=b"".join(wanted), cause=causes.most_common(1)[0][0])
-        runs: list[bytes] = []
         # The line is begun before the block is back: a crash in between must not lose it.
         begun = self._catalog.begin_repairs(
             [
@@ -154,27 +166,30 @@ class Healer:
                 for b, f in wanted.items()
             ]
         )
-        async with link.open(request, lane=Lane.REPAIR) as stream:
-            while (item := await stream.receive()) is not None:
-                if isinstance(item, bytes):
-                    runs.append(item)
-        done = await self._offload.run(self._put_back, runs, wanted)
-        took = trio.current_time() - began
-        if done:
-            self._of(link).answered_s = 0.7 * self._of(link).answered_s + 0.3 * took / len(done)
-        healed = set(done)
-        self._catalog.end_repairs({begun[b]: "healed" if b in healed else "not there" for b in wanted}, took_s=took)
-        return done
+        healed: set[BlockId] = set()
+        outcome = "no answer"
+        try:
+            async with link.open(request, lane=Lane.REPAIR) as stream:
+                runs = await _receive(stream, set(wanted))
+            healed.update(await self._offload.run(self._put_back, runs))
+            outcome = "not there"
+        except ProtocolError:
+            outcome = "a lie"
+            raise
+        finally:
+            took = trio.current_time() - began
+            self._catalog.end_repairs({begun[b]: "healed" if b in healed else outcome for b in wanted}, took_s=took)
+        if healed:
+            self._of(link).answered_s = 0.7 * self._of(link).answered_s + 0.3 * took / len(healed)
+        return list(healed)
 
-    def _put_back(self, runs: list[bytes], wanted: dict[BlockId, Fault]) -> list[BlockId]:
+    def _put_back(self, runs: list[bytes]) -> list[BlockId]:
         """In a worker thread: prove, write, flush, read back."""
         blocks: list[SealedBlock] = []
         for run in runs:
             view, at = memoryview(run), 0
             while at < len(view):
                 header, _ = unseal(view, at)
-                if header.block_id not in wanted:
-                    raise BadBlock("the peer sent a block that was not asked for")
                 end = at + header.sealed_bytes
                 blocks.append(SealedBlock(header, view[at:end]))
                 at = end
@@ -193,3 +208,23 @@ class Healer:
         self._catalog.add_repairs(
             [RepairLine(now, f.block_id, f.kind, f.cause.value, "asked", "", "nobody has it", 0.0) for f in faults]
         )
+
+
+async def _receive(stream: Stream, wanted: set[BlockId]) -> list[bytes]:
+    """All that the peer sends, each block once and asked for: so a peer that never stops costs no memory.
+
+    Raises `BadBlock`, `Unexpected`.
+    """
+    runs: list[bytes] = []
+    while (item := await stream.receive()) is not None:
+        if isinstance(item, bytes):
+            for _, header in walk(item):
+                if header.block_id not in wanted:
+                    raise BadBlock("the peer sent a block that was not asked for, or twice")
+                wanted.discard(header.block_id)
+            runs.append(item)
+        elif isinstance(item, BlocksSent):
+            return runs
+        else:
+            raise Unexpected(f"{type(item).__name__} among repaired blocks")
+    return runs

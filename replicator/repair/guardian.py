@@ -1,8 +1,10 @@
 """ioGuardian, the serving side: answer a peer whose blocks have rotted, before any bulk traffic."""
 
+from typing import Final
+
 import trio
 
-from protocol.ids import split_ids
+from protocol.ids import BlockId, split_ids
 from protocol.messages.blocks import BlocksSent
 from protocol.messages.registry import Message
 from protocol.messages.repair import RepairBlocks
@@ -12,6 +14,9 @@ from replicator.core.logging import get_logger
 from replicator.core.ports import Offload, WallClock
 from replicator.net.link import Stream
 from replicator.store.ports import BlockStore, SealedRuns
+
+_READ_BATCH: Final = 64
+"""Blocks in memory at once: a question may name thousands."""
 
 
 class Guardian:
@@ -27,11 +32,13 @@ class Guardian:
         assert isinstance(request, RepairBlocks)
         began = trio.current_time()
         ids = split_ids(request.ids)
-        answer: SealedRuns = await self._offload.run(self._store.read_sealed, ids)
-        for run in answer.runs:
-            await stream.send_blocks([run])
         # Our own broken copies are our own scrub's business: asking others now could go in circles.
-        lost = {fault.block_id: fault.kind for fault in answer.faults}
+        lost: set[BlockId] = set()
+        for at in range(0, len(ids), _READ_BATCH):
+            answer: SealedRuns = await self._offload.run(self._store.read_sealed, ids[at : at + _READ_BATCH])
+            for run in answer.runs:
+                await stream.send_blocks([run])
+            lost.update(fault.block_id for fault in answer.faults)
         await stream.send(BlocksSent(missing=b"".join(lost)), end=True)
         took, now = trio.current_time() - began, self._clock.now_ns()
         name = stream.link.name

@@ -6,6 +6,7 @@ and only then handed on; so one read both answers and mends.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from protocol.ids import BlockId
 from protocol.wire.envelope import Buffer
@@ -13,6 +14,10 @@ from replicator.core.errors import BlockMissing
 from replicator.core.ports import Offload
 from replicator.repair.ask import Healer
 from replicator.store.ports import BlockStore
+
+_TRIES: Final = 3
+_WAIT_S: Final = 10.0
+"""A peer that is being restarted is back within this; a reader would rather wait than fail."""
 
 
 class HealingReader:
@@ -28,11 +33,15 @@ class HealingReader:
         bodies = await self._offload.run(self._store.read, ids)
         if not bodies.faults:
             return bodies.sound
-        if self._healer is not None:
+        tries_left = _TRIES
+        while bodies.faults and self._healer is not None and tries_left:
+            tries_left -= 1
             await self._healer.heal(bodies.faults)
             again = await self._offload.run(self._store.read, [fault.block_id for fault in bodies.faults])
             bodies.sound.update(again.sound)
             bodies.faults = again.faults
+            if bodies.faults and not await self._healer.wait_for_help(_WAIT_S):
+                break
         if bodies.faults:
             lost = bodies.faults[0]
             raise BlockMissing(

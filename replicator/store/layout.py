@@ -3,6 +3,7 @@
     store/format        the version of all this, one line
     store/lock          held by the one process that has the store open
     store/ledger.sqlite where each block lies: a cache of the segments
+    store/generation    how often the store was opened: tells a ledger that was set back from the last one
     store/segments/00000001.seg …
 """
 
@@ -25,6 +26,7 @@ class StoreLayout:
         self.format = root / "format"
         self.lock = root / "lock"
         self.ledger = root / "ledger.sqlite"
+        self.generation = root / "generation"
         self.segments = root / "segments"
 
     def prepare(self) -> None:
@@ -45,6 +47,16 @@ class StoreLayout:
         found = self.format.read_text(errors="replace")
         if found != FORMAT:
             raise ConfigError(f"{self.root} is {found.strip()!r}; this release reads {FORMAT.strip()!r}.")
+
+    def read_generation(self) -> int:
+        """How often the store has been opened; 0 if that is not known."""
+        try:
+            return int(self.generation.read_text(errors="replace"))
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def write_generation(self, number: int) -> None:
+        write_durably(self.generation, f"{number}\n".encode())
 
     def acquire(self) -> int:
         """Lock the store for this process; the lock goes with the process. Raises `StoreLocked`."""

@@ -100,8 +100,7 @@ class LocalStore:
                 layout, config or StoreConfig(), clock=clock or SystemClock(), monotonic=monotonic, lock_handle=handle
             )
             store.leases.epoch = max(1, store.ledger.fact("epoch"))
-            store._disown_lost()
-            store.replayed = replay(store.files, store.ledger)
+            store._recover()
         except BaseException:
             os.close(handle)
             raise
@@ -113,6 +112,21 @@ class LocalStore:
                 skipped_bytes=store.replayed.skipped_bytes,
             )
         return store
+
+    def _recover(self) -> None:
+        """Make the ledger tell the truth about the segments, and mark it as the newest there is.
+
+        A ledger from a copy has accounted for bytes, but not for what happened to their blocks since:
+        it is cross-checked with every segment. (The ledger is marked before the file is, so that
+        a crash between the two leaves a ledger that is too new, which is none from a copy.)
+        """
+        generation, last = self.ledger.fact("generation"), self._layout.read_generation()
+        self._disown_lost()
+        if generation < last:
+            self.ledger.forget_segments(list(self.ledger.known_segments()))
+        self.replayed = replay(self.files, self.ledger)
+        self.ledger.set_fact("generation", max(generation, last) + 1)
+        self._layout.write_generation(max(generation, last) + 1)
 
     def _disown_lost(self) -> None:
         """Call nothing present whose bytes are not there: a segment was lost, or the ledger is older than the segments.

@@ -1,6 +1,5 @@
 """Token buckets: over any stretch of time no more passes than the operator allowed."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 

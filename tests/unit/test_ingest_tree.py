@@ -444,4 +444,4 @@ async def test_commits_happen_on_the_way(site: Site, folder: Path, monkeypatch: 
 
     await site.take(folder, config=IngestConfig(batch_bytes=200_000, commit_bytes=300_000))
 
-    assert len(commits) >= 3
+    assert len(commits) >= 2  # The last one, and at least one beside the work.

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from replicator.app.cli.common import DEFAULT, Common, connect, run_job, run_job_anywhere
+from replicator.app.cli.common import DEFAULT, Common, connect, in_url, run_job, run_job_anywhere
 from replicator.app.cli.output import Output, describe_progress, table
 from replicator.core.errors import EXIT_FINDINGS, EXIT_OK, UsageError
 from replicator.core.units import format_size, format_span, parse_span
@@ -170,7 +170,7 @@ def show(job: Annotated[str, Parameter(help="The job's id.")], *, common: Common
     """Show one job with its result. Exit codes: 0, 66 no such job, 69 the node is down."""
     import json
 
-    value = connect(common).get(f"/v1/jobs/{job}")
+    value = connect(common).get(f"/v1/jobs/{in_url(job)}")
     common.output().result(value, lambda: print(json.dumps(value, indent=2)))
     return 0
 
@@ -178,6 +178,6 @@ def show(job: Annotated[str, Parameter(help="The job's id.")], *, common: Common
 @jobs.command
 def cancel(job: Annotated[str, Parameter(help="The job's id.")], *, common: Common = DEFAULT) -> int:
     """Stop a running job; what it has done stays. Exit codes: 0, 66 it is not running, 69 the node is down."""
-    value = connect(common).delete(f"/v1/jobs/{job}")
+    value = connect(common).delete(f"/v1/jobs/{in_url(job)}")
     common.output().result(value, lambda: print(f"Stopping {value['cancelling']}."))
     return 0

@@ -41,6 +41,13 @@ def connect(common: Common, *, patience_s: float = 0.0) -> Any:
     return NodeClient(common.folder.socket, patience_s=patience_s)
 
 
+def in_url(name: str) -> str:
+    """What someone typed, as one segment of an URL. Raises `NotFound`."""
+    from replicator.api.client import segment
+
+    return segment(name)
+
+
 def new_job_id() -> str:
     return os.urandom(8).hex()
 

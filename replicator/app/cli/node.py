@@ -1,5 +1,6 @@
 """`init`, `up`, `status`: a node's own life."""
 
+import json
 import os
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from cyclopts import App, Parameter
 from replicator.app.cli.common import DEFAULT, Common, connect
 from replicator.app.cli.output import age, describe_progress, table
 from replicator.app.config import CONFIG_TEMPLATE, StateFolder, check_name, load_config, parse_config
-from replicator.core.errors import ConfigError, NodeDown
+from replicator.core.errors import ConfigError, NodeDown, StoreLocked
 from replicator.core.files import sync_directory, write_durably
 from replicator.core.units import format_size, format_span
 
@@ -43,7 +44,7 @@ def init(
 ) -> int:
     """Make a new node: its folder, its key and its configuration.
 
-    Exit codes: 0 made, 73 or 78 if it could not be (a node that is there already is left alone).
+    Exit codes: 0 made, 78 it could not be made (a node that is there already is left alone).
     """
     folder, output = common.folder, common.output()
     if folder.config.exists():
@@ -53,14 +54,20 @@ def init(
     told = list(advertise or ([] if not _is_any(listen) else _own_addresses(listen)))
     text = CONFIG_TEMPLATE.format(
         name=name,
-        listen=listen,
-        advertise=str(told).replace("'", '"'),
-        http=http,
-        rate_out=rate_out,
-        rate_in=rate_in,
-        segment_size=segment_size,
+        listen=_toml(listen),
+        advertise=f"[{', '.join(map(_toml, told))}]",
+        http=_toml(http),
+        rate_out=_toml(rate_out),
+        rate_in=_toml(rate_in),
+        segment_size=_toml(segment_size),
     )
-    parse_config(tomllib.loads(text), where="the new configuration")
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"These options do not make a configuration: {error}.", hint="Look for odd characters."
+        ) from None
+    parse_config(raw, where="the new configuration")
     site_id = _write_node(folder, text)
     value = {"name": name, "site_id": site_id.hex(), "state": str(folder.root), "listen": listen, "advertise": told}
 
@@ -70,6 +77,11 @@ def init(
 
     output.result(value, human)
     return 0
+
+
+def _toml(text: str) -> str:
+    """As a TOML string; JSON's escapes are the same."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _write_node(folder: StateFolder, config: str) -> bytes:
@@ -132,11 +144,13 @@ def up(
 
 
 def _start_in_background(folder: StateFolder, common: Common) -> int:
+    from replicator.api.client import RemoteError
+
     load_config(folder.config)
     output = common.output()
     try:
         page = connect(common).get("/v1/status")
-        raise ConfigError(f"{page['site']} is running already.", hint="`replicator status` shows it.")
+        raise StoreLocked(f"{page['site']} is running already.", hint="`replicator status` shows it.")
     except NodeDown:
         pass
     command = [sys.executable, "-m", "replicator.app.main", "up", "--state", str(folder.root)]
@@ -153,8 +167,9 @@ def _start_in_background(folder: StateFolder, common: Common) -> int:
             return 0
         except NodeDown:
             if child.poll() is not None:
-                words = _last_words(folder.log, start)
-                raise ConfigError(f"The node stopped at once: {words}", hint=f"See {folder.log}.") from None
+                body = {"code": "node_stopped", "exit_code": child.returncode if child.returncode >= 64 else 70}
+                words = f"The node stopped at once: {_last_words(folder.log, start)}"
+                raise RemoteError({**body, "message": words, "hint": f"See {folder.log}."}) from None
             time.sleep(0.1)
     raise NodeDown(f"The node did not answer within {_READY_S:.0f} s.", hint=f"See {folder.log}.")
 
@@ -213,8 +228,8 @@ def _print_status(page: dict[str, Any]) -> None:
         table(rows, ("SITE", "LINK", "RTT", "SEEN", ""))
     if page["volumes"]:
         print()
-        table([_volume_row(volume) for volume in page["volumes"]],
-              ("VOLUME", "KIND", "FROM", "SNAPSHOTS", "SIZE", "NEWEST", "LAST SUCCESS", "NEXT", "HELD ALSO BY"))  # fmt: skip
+        head = ("VOLUME", "KIND", "FROM", "SNAPSHOTS", "SIZE", "NEWEST", "LAST SUCCESS", "NEXT", "HELD ALSO BY")
+        table([_volume_row(volume) for volume in page["volumes"]], head)
     if page["syncs"]:
         print()
         lines = [

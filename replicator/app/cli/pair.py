@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from replicator.app.cli.common import DEFAULT, Common, connect
+from replicator.app.cli.common import DEFAULT, Common, connect, in_url
 from replicator.app.cli.output import age, table
 
 pair = App(name="pair", help="Become peers with another site by a one-time code.")
@@ -72,6 +72,6 @@ def revoke(
 
     Exit codes: 0 revoked, 66 no such peer, 69 the node is down.
     """
-    value = connect(common).delete(f"/v1/peers/{peer}")
+    value = connect(common).delete(f"/v1/peers/{in_url(peer)}")
     common.output().result(value, lambda: print(f"{value['revoked']} is no longer a peer."))
     return 0

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from replicator.app.cli.common import DEFAULT, Common, connect, run_job
+from replicator.app.cli.common import DEFAULT, Common, connect, in_url, run_job
 from replicator.app.cli.output import age, table
 from replicator.core.errors import EXIT_FINDINGS, EXIT_OK
 from replicator.core.units import format_size, parse_span
@@ -116,16 +116,17 @@ def show(
     Exit codes: 0, 66 no such snapshot or path, 69 the node is down.
     """
     client = connect(common)
-    value: dict[str, Any] = client.get(f"/v1/snapshots/{snapshot}")
+    value: dict[str, Any] = client.get(f"/v1/snapshots/{in_url(snapshot)}")
     if value["kind"] == "tree":
-        value["listing"] = client.get(f"/v1/snapshots/{snapshot}/entries", path=path)
+        value["listing"] = client.get(f"/v1/snapshots/{in_url(snapshot)}/entries", path=path)
 
     def human() -> None:
         for key in ("snapshot", "volume", "kind", "origin", "sequence", "root", "consistency", "system_id", "held"):
             print(f"{key:12} {value[key]}")
         print(f"{'taken':12} {age(value['age_s'])}")
         print(
-            f"{'size':12} {format_size(value['size_bytes'])} in {value['entries']:,} entries, {value['skipped']} skipped"
+            f"{'size':12} {format_size(value['size_bytes'])} in {value['entries']:,} entries, "
+            f"{value['skipped']} skipped"
         )
         print(f"{'held by':12} {', '.join(value['held_by']) or 'this site only'}")
         for entry in value.get("listing", []):
@@ -141,7 +142,7 @@ def delete(snapshot: Annotated[str, Parameter(help="The beginning of its id.")],
 
     Exit codes: 0 deleted, 66 no such snapshot, 77 it is held, 69 the node is down.
     """
-    value = connect(common).delete(f"/v1/snapshots/{snapshot}")
+    value = connect(common).delete(f"/v1/snapshots/{in_url(snapshot)}")
     common.output().result(value, lambda: print(f"Deleted {value['deleted'][:12]} of {value['volume']}, here."))
     return 0
 
@@ -154,7 +155,7 @@ def hold(
     common: Common = DEFAULT,
 ) -> int:
     """Keep a snapshot, whatever the keep rule says. Exit codes: 0, 66 no such snapshot, 69 the node is down."""
-    value = connect(common).post(f"/v1/snapshots/{snapshot}/hold", {"reason": reason})
+    value = connect(common).post(f"/v1/snapshots/{in_url(snapshot)}/hold", {"reason": reason})
     common.output().result(value, lambda: print(f"{value['snapshot'][:12]} is held: {reason}."))
     return 0
 
@@ -162,6 +163,6 @@ def hold(
 @snapshot.command
 def release(snapshot: Annotated[str, Parameter(help="The beginning of its id.")], *, common: Common = DEFAULT) -> int:
     """Let go of a held snapshot. Exit codes: 0, 66 no such snapshot, 69 the node is down."""
-    value = connect(common).post(f"/v1/snapshots/{snapshot}/hold", {"reason": ""})
+    value = connect(common).post(f"/v1/snapshots/{in_url(snapshot)}/hold", {"reason": ""})
     common.output().result(value, lambda: print(f"{value['snapshot'][:12]} is no longer held."))
     return 0

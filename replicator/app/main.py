@@ -18,8 +18,8 @@ from replicator.core.errors import ReplicatorError, UsageError
 
 _HELP = """Keep the data of several sites alive.
 
-A first replicated snapshot takes five commands: `init` and `up --detach` on each of two machines, `pair invite` on
-one and `pair join` on the other, and `protect PATH --every 1h --keep 24h,7d,4w --to SITE`.
+A first replicated snapshot takes five commands: `up --detach` on each of two machines, `pair invite` on one and
+`pair join` on the other, and `protect PATH --every 1h --keep 24h,7d,4w --to SITE`.
 """
 
 app = App(name="replicator", help=_HELP, version=__version__, help_format="markdown", result_action="return_value")

@@ -1,5 +1,8 @@
 """Taking snapshots, and pruning old ones by their rule."""
 
+import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +68,14 @@ class SnapshotJobs:
         parts = self._parts
         taken_ns = parts.clock.now_ns()
         taken = await take(
-            source_of(volume),
+            source_of(volume, own_folder=parts.memo_folder.parent),
             store=parts.store,
             lease=lease,
             offload=parts.offload,
             progress=context.progress,
             clock=parts.clock,
             memo=parts.memo_folder / volume.volume_id.hex(),
-            config=parts.ingest,
+            config=replace(parts.ingest, image_block_bytes=volume.block_bytes or parts.ingest.image_block_bytes),
         )
         record = SnapshotRecord(
             snapshot_id=snapshot_id,
@@ -118,17 +121,27 @@ def _text(path: bytes) -> str:
     return path.decode(errors="backslashreplace")
 
 
-def source_of(volume: Volume) -> Source:
-    """Where a volume's data is. Raises `SourceError` for a copy from elsewhere."""
+def source_of(volume: Volume, *, own_folder: Path) -> Source:
+    """Where a volume's data is. Raises `SourceError` for a copy from elsewhere.
+
+    The node's own folder is left out of a tree that contains it: it would grow by being stored.
+    """
     if volume.path is None:
         raise SourceError(
             f"{volume.name} is a copy from site {volume.origin.hex()[:12]}.", hint="Snapshots of it are taken there."
         )
-    path = Path(volume.path.decode(errors="surrogateescape"))
+    path = Path(os.fsdecode(volume.path))
     if volume.kind == "tree":
-        return TreeSource(path=path, exclude=volume.exclude)
+        inside = own_folder.resolve().is_relative_to(path.resolve())
+        own = (f"/{_escaped(own_folder.resolve().relative_to(path.resolve()))}/",) if inside else ()
+        return TreeSource(path=path, exclude=(*volume.exclude, *own))
     assert volume.kind == "image" and volume.kind in KINDS
     return ImageSource(path=path)
+
+
+def _escaped(path: Path) -> str:
+    """A path as a pattern that matches just itself."""
+    return re.sub(r"([*?\[\]\\])", r"[\1]", str(path))
 
 
 def prune_volume(parts: Parts, volume: Volume) -> int:

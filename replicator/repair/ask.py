@@ -11,7 +11,7 @@ is not asked for ten minutes.
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,6 +19,7 @@ import trio
 
 from protocol.errors import BadBlock, ProtocolError, Unexpected
 from protocol.ids import BlockId, SiteId
+from protocol.limits import BLOCK_BODY_MAX
 from protocol.messages.blocks import BlocksSent
 from protocol.messages.repair import RepairBlocks
 from protocol.wire.envelope import unseal, walk
@@ -31,8 +32,9 @@ from replicator.core.ports import Offload, WallClock
 from replicator.net.link import Link, Stream
 from replicator.store.ports import BlockStore, Fault, SealedBlock
 
-_ASK_MAX: Final = 64
-"""Blocks a question: small enough that the first of them are back in service quickly."""
+_ASK_BLOCKS_MAX: Final = 512
+_ASK_BYTES_MAX: Final = 8 * 1024 * 1024
+"""What one question asks for: each answer ends in a flush, and the first of them should be back in service quickly."""
 _LIES_MAX: Final = 3
 _BANISHED_S: Final = 600.0
 _PATIENCE_S: Final = 15.0
@@ -132,8 +134,7 @@ class Healer:
 
     async def _ask_peer(self, link: Link, faults: list[Fault]) -> list[BlockId]:
         done: list[BlockId] = []
-        for at in range(0, len(faults), _ASK_MAX):
-            part = faults[at : at + _ASK_MAX]
+        for part in _portions(faults):
             try:
                 with trio.fail_after(_PATIENCE_S):
                     done += await self._ask_some(link, part)
@@ -208,6 +209,20 @@ class Healer:
         self._catalog.add_repairs(
             [RepairLine(now, f.block_id, f.kind, f.cause.value, "asked", "", "nobody has it", 0.0) for f in faults]
         )
+
+
+def _portions(faults: Sequence[Fault]) -> Iterator[list[Fault]]:
+    """Cut a list of faults so that no question asks for too much at once."""
+    part: list[Fault] = []
+    size = 0
+    for fault in faults:
+        part.append(fault)
+        size += fault.place.length if fault.place is not None else BLOCK_BODY_MAX // 16
+        if size >= _ASK_BYTES_MAX or len(part) == _ASK_BLOCKS_MAX:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 async def _receive(stream: Stream, wanted: set[BlockId]) -> list[bytes]:

@@ -69,14 +69,16 @@ class DifferenceReader:
         if isinstance(message, DiffNumbers) and self._shape is Shape.NUMBERS:
             yield from self._from_numbers(message)
         elif isinstance(message, DiffNames) and self._shape is Shape.NAMES:
-            if len(message.keys) != len(message.values):
-                raise Malformed("a difference has not one value a key")
+            if len(message.keys) != len(message.values) or not message.keys:
+                raise Malformed("a difference has not one value a key, or none at all")
             for key, value in zip(message.keys, message.values, strict=True):
                 yield key, value or None
         else:
             raise Malformed(f"{type(message).__name__} in a difference of {self._shape.name}")
 
     def _from_numbers(self, message: DiffNumbers) -> Iterator[Change]:
+        if not message.ids:
+            raise Malformed("a difference says nothing")
         at = 0
         for index in range(0, len(message.ids), BLOCK_ID_BYTES):
             gap, at = read_varint(message.gaps, at)

@@ -73,6 +73,7 @@ class Receiver:
         """Answer an `OfferSnapshot`."""
         assert isinstance(request, OfferSnapshot)
         record = open_record(request.record)
+        self._ports.catalog.check_owner(record)
         lock = self._locks.setdefault(record.snapshot_id, trio.Lock())
         async with lock:
             report = await self._obtain(stream, record, request)
@@ -170,8 +171,9 @@ class _Session:
 
     async def _read_difference(self) -> BlockId:
         record, ports = self._record, self._ports
-        held = [snapshot.record.root for snapshot in reversed(ports.catalog.snapshots(record.volume_id))]
-        request = WantDiff(snapshot_id=record.snapshot_id, have_roots=b"".join(held[:HAVE_ROOTS_MAX]))
+        newest_first = [snapshot.record for snapshot in reversed(ports.catalog.snapshots(record.volume_id))]
+        held = {one.root: one.entries for one in newest_first[:HAVE_ROOTS_MAX]}
+        request = WantDiff(snapshot_id=record.snapshot_id, have_roots=b"".join(held))
         self._round_trips += 1
         async with self._link.open(request, lane=Lane.SYNC) as stream:
             first = await stream.receive()
@@ -181,6 +183,8 @@ class _Session:
             base = BlockId(first.base_root) if first.base_root else None
             editor = MapEditor(record.shape, self._take_node, reader=ports.reader, base=base)
             unpack = DifferenceReader(record.shape)
+            # At worst all that was there goes, and all that is there now comes: a longer one has no end.
+            entries_max = record.entries + (held[base] if base else 0)
             complete = False
             while (item := await stream.receive()) is not None:
                 if isinstance(item, DiffBase):
@@ -191,6 +195,8 @@ class _Session:
                 for key, value in unpack.changes(item):
                     await editor.put(key, value)
                     self._entries += 1
+                    if self._entries > entries_max:
+                        raise Unexpected("a difference names more than both snapshots hold")
                     if value is not None:
                         self._note_needed(value)
                 await self._ask()

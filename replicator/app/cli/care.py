@@ -99,8 +99,8 @@ def _verify_with(snapshot: str, peer: str, common: Common, output: Output) -> in
 
     def human() -> None:
         print(
-            f"{value['volume']} {value['snapshot'][:12]}: {value['blocks']:,} blocks here, {value['shared']:,} of them at "
-            f"{value['peer']}; it lacks {value['peer_lacks']}, we lack {value['we_lack']} "
+            f"{value['volume']} {value['snapshot'][:12]}: {value['blocks']:,} blocks here, {value['shared']:,} of them "
+            f"at {value['peer']}; it lacks {value['peer_lacks']}, we lack {value['we_lack']} "
             f"({value['summary_bytes']:,} bytes of summaries, {value['round_trips']} round trips)"
         )
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -118,13 +119,18 @@ def _own_addresses(listen: str) -> list[str]:
 def up(
     *,
     detach: Annotated[bool, Parameter(negative="", help="Start it in the background and return.")] = False,
+    name: Annotated[str, Parameter(help="For the first start: what this site is called.")] = "",
     common: Common = DEFAULT,
 ) -> int:
     """Run the node until Ctrl-C, SIGTERM, or for ever.
 
+    The first time, where no --state was named and there is no node yet, it makes one as `init` does.
     Exit codes: 0 stopped when asked (or, with --detach, is up), 75 it is running already, 78 configuration or port.
     """
     folder, output = common.folder, common.output()
+    # Only in the default place: a mistyped --state must not silently become a new, empty node.
+    if common.state is None and not folder.config.exists():
+        init(name=name, common=replace(common, json=False))
     if detach:
         return _start_in_background(folder, common)
     from replicator.app.node import run_node

@@ -2,13 +2,16 @@
 
 A body is compressed once, where it is cut, and never packed again. The header says what
 follows without opening it, so a store can be walked, and an index rebuilt, from segments
-alone. Layout, big-endian, 52 bytes and then the payload:
+alone. Layout, big-endian, 56 bytes and then the payload:
 
-    magic  version kind  codec flags  body_bytes payload_bytes  id   crc32 of the 48 before it
-    4s     B       B     B     B      I          I              32s  I
+    magic  version kind  codec flags  body_bytes payload_bytes  id   payload_crc  crc32 of the 52 before it
+    4s     B       B     B     B      I          I              32s  I            I
 
-`flags` is zero in this version, and refused otherwise. The id is the truth about the *body*;
-the checksum only tells a torn or misread header from a real one without hashing anything.
+`flags` is zero in this version, and refused otherwise. The id is the truth about the *body*.
+`payload_crc` is there because several LZ4 payloads can unpack to one body: a flipped bit that
+happens to do no harm is still damage, and is found (one flip in about fifty is of that kind,
+measured). A raw payload is the body itself, so its `payload_crc` is zero and not looked at. The last
+checksum only tells a torn or misread header from a real one without hashing anything.
 """
 
 import struct
@@ -29,10 +32,10 @@ Buffer = bytes | bytearray | memoryview
 
 MAGIC: Final = b"\x89RSB"
 VERSION: Final = 1
-_FIELDS: Final = struct.Struct(">4sBBBBII32s")
+_FIELDS: Final = struct.Struct(">4sBBBBII32sI")
 _CRC: Final = struct.Struct(">I")
 HEADER_BYTES: Final = _FIELDS.size + _CRC.size
-assert HEADER_BYTES == 52
+assert HEADER_BYTES == 56
 
 _KINDS: Final = frozenset(int(kind) for kind in Kind)
 
@@ -57,6 +60,7 @@ class Header:
     body_bytes: int
     payload_bytes: int
     block_id: BlockId
+    payload_crc: int
 
     @property
     def sealed_bytes(self) -> int:
@@ -81,7 +85,8 @@ def seal(kind: int, body: Buffer, *, named: BlockId | None = None) -> bytes:
         packed: bytes = lz4.block.compress(body, store_size=False)
         if len(packed) <= size - size // _SAVING_MIN:
             codec, payload = Codec.LZ4, packed
-    fields = _FIELDS.pack(MAGIC, VERSION, kind, codec, 0, size, len(payload), name)
+    payload_crc = crc32(payload) if codec is Codec.LZ4 else 0
+    fields = _FIELDS.pack(MAGIC, VERSION, kind, codec, 0, size, len(payload), name, payload_crc)
     sealed = b"".join((fields, _CRC.pack(crc32(fields)), payload))
     unseal(sealed)
     return sealed
@@ -94,7 +99,7 @@ def parse_header(data: Buffer, at: int = 0) -> Header:
     """
     if len(data) - at < HEADER_BYTES:
         raise Malformed("the header of a sealed block is cut short")
-    magic, version, kind, codec, flags, body_bytes, payload_bytes, name = _FIELDS.unpack_from(data, at)
+    magic, version, kind, codec, flags, body_bytes, payload_bytes, name, payload_crc = _FIELDS.unpack_from(data, at)
     if magic != MAGIC:
         raise Malformed("not a sealed block")
     if _CRC.unpack_from(data, at + _FIELDS.size)[0] != crc32(data[at : at + _FIELDS.size]):
@@ -103,7 +108,7 @@ def parse_header(data: Buffer, at: int = 0) -> Header:
         raise Malformed(f"a sealed block of version {version}, kind {kind}, codec {codec}, flags {flags}")
     if body_bytes > BLOCK_BODY_MAX or payload_bytes > body_bytes:
         raise TooLarge(f"a sealed block of {payload_bytes} bytes for a body of {body_bytes}")
-    return Header(kind, codec, body_bytes, payload_bytes, BlockId(name))
+    return Header(kind, codec, body_bytes, payload_bytes, BlockId(name), payload_crc)
 
 
 def unseal(data: Buffer, at: int = 0) -> tuple[Header, Buffer]:
@@ -119,6 +124,8 @@ def unseal(data: Buffer, at: int = 0) -> tuple[Header, Buffer]:
     payload = memoryview(data)[start:end]
     body: Buffer = payload
     if header.codec == Codec.LZ4:
+        if crc32(payload) != header.payload_crc:
+            raise BadBlock("the payload does not have the checksum that the header claims")
         try:
             body = lz4.block.decompress(payload, uncompressed_size=header.body_bytes)
         except lz4.block.LZ4BlockError as error:

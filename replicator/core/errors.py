@@ -96,6 +96,19 @@ class StoreReadOnly(StoreError):
     code, exit_code = "store_read_only", 74
 
 
+class SegmentLost(StoreError):
+    """A segment file was deleted by somebody while the store was writing to it."""
+
+    code, exit_code, retryable = "segment_lost", 74, True
+
+    def __init__(self, number: int) -> None:
+        super().__init__(
+            f"Segment {number} was deleted while it was written to; nothing of that was acknowledged.",
+            hint="Run it again, and find out who deletes files of the store.",
+        )
+        self.number = number
+
+
 class LeaseLost(StoreError):
     """The writer was silent for longer than its lease; what it relied on may have been collected."""
 

@@ -20,7 +20,7 @@ import trio
 
 from protocol.errors import ErrorCode, ProtocolError
 from protocol.ids import SiteId, StreamId
-from protocol.limits import BLOCKS_FRAME_GOAL, HANDSHAKE_S, HEARTBEAT_S, SILENCE_S, STREAM_CREDIT
+from protocol.limits import BLOCKS_FRAME_GOAL, CONTROL_FRAME_MAX, HANDSHAKE_S, HEARTBEAT_S, SILENCE_S, STREAM_CREDIT
 from protocol.machines.connection import Connection, ConnectionStatistics, State
 from protocol.machines.events import (
     BlocksReceived,
@@ -69,6 +69,7 @@ class Stream:
         self._items: deque[tuple[Item, int]] = deque()
         self._arrived = trio.Event()
         self._room = trio.Event()
+        self._awaited = 0
         self._ended = False
         self._error: ReplicatorError | None = None
         self._owed = 0
@@ -101,27 +102,31 @@ class Stream:
     async def send(self, message: Message, *, end: bool = False) -> None:
         """Raises what `receive` raises."""
         # The size is not known before it is encoded; a message is at most a control frame.
-        await self._wait_for_room(lambda: self._link.connection.send_credit(self.number) >= 256 * 1024)
+        await self._wait_for_room(CONTROL_FRAME_MAX)
         self._link.connection.send_message(self.number, message, end=end)
         self._link.wake()
 
     async def send_blocks(self, parts: Sequence[Buffer], *, end: bool = False) -> None:
         """Whole sealed blocks, joined no larger than a frame may be."""
-        size = sum(map(len, parts))
-        await self._wait_for_room(lambda: self._link.connection.send_credit(self.number) >= size)
+        await self._wait_for_room(sum(map(len, parts)))
         self._link.connection.send_blocks(self.number, parts, end=end)
         self._link.wake()
 
-    async def _wait_for_room(self, has_credit: Callable[[], bool]) -> None:
+    async def _wait_for_room(self, size: int) -> None:
         while True:
             if self._error is not None:
                 raise self._error
             if not self._link.connection.is_open(self.number):
                 raise Unreachable(f"The stream to {self._link.name} is closed.")
-            if has_credit() and self._link.connection.queued_bytes(self.number) < _QUEUE_BYTES_MAX:
+            if self._fits(size):
                 return
+            self._awaited = size
             self._room = trio.Event()
             await self._room.wait()
+
+    def _fits(self, size: int) -> bool:
+        connection = self._link.connection
+        return connection.send_credit(self.number) >= size and connection.queued_bytes(self.number) < _QUEUE_BYTES_MAX
 
     def fail(self, error: ReplicatorError) -> None:
         if self._error is None and not self._ended:
@@ -139,7 +144,9 @@ class Stream:
         self._arrived.set()
 
     def has_room(self) -> None:
-        self._room.set()
+        """Something has left, or credit has come. A sender is woken only if there is something new for it."""
+        if not self._room.is_set() and (self._fits(self._awaited) or not self._link.connection.is_open(self.number)):
+            self._room.set()
 
     def reset(self, code: ErrorCode, reason: str) -> None:
         """End it both ways. Harmless if it is over."""
@@ -285,7 +292,8 @@ class Link:
                 self.close(error.code, error.why)
                 await trio.sleep(0.5)
                 raise
-            self.wake()
+            if self.connection.next_lane() is not None:
+                self.wake()
 
     def _apply(self, event: Event, nursery: trio.Nursery) -> None:
         match event:
@@ -350,7 +358,8 @@ class Link:
                 bucket.take(size)
             await self._wait_for_tokens(self._pace.incoming)
         stream._owed += size
-        if stream._owed >= _GRANT_AT or (self._pace.incoming and stream._owed):
+        is_paced = any(bucket.rate_bytes for bucket in self._pace.incoming)
+        if stream._owed >= _GRANT_AT or (is_paced and stream._owed):
             self.connection.grant(stream.number, stream._owed)
             stream._owed = 0
             self.wake()
@@ -388,7 +397,10 @@ class Link:
 
     async def _sleep_until_woken(self, seconds: float | None) -> None:
         self._wake = trio.Event()
-        with trio.move_on_after(float("inf") if seconds is None else seconds):
+        if seconds is None:
+            await self._wake.wait()
+            return
+        with trio.move_on_after(seconds):
             await self._wake.wait()
 
     def frame_goal_bytes(self) -> int:

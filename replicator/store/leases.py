@@ -43,6 +43,13 @@ class Leases:
             self._alive.pop(lease.number, None)
             lease.lost = True
 
+    def break_all(self) -> None:
+        """What the writers of this moment rely on is gone: each learns it at its next use."""
+        with self._lock:
+            for lease in self._alive.values():
+                lease.lost = True
+            self._alive.clear()
+
     def check(self, lease: Lease) -> None:
         """Renew the lease. Raises `LeaseLost` if it is too late for that."""
         with self._lock:
@@ -50,7 +57,9 @@ class Leases:
                 lease.lost = True
                 self._alive.pop(lease.number, None)
                 raise LeaseLost(
-                    f"{lease.holder} did not use its lease for {LEASE_S:.0f} s and has lost it.", hint="Run it again."
+                    f"{lease.holder} has lost its lease: it was silent for over {LEASE_S:.0f} s, or what it had written "
+                    "was lost.",
+                    hint="Run it again.",
                 )
             lease.expires_s = self._clock() + LEASE_S
 

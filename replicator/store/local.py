@@ -26,7 +26,7 @@ from typing import Final
 
 from protocol.ids import BlockId
 from protocol.wire.envelope import Buffer, Header
-from replicator.core.errors import StoreError, StoreFull, StoreReadOnly
+from replicator.core.errors import SegmentLost, StoreError, StoreFull, StoreReadOnly
 from replicator.core.logging import get_logger
 from replicator.core.ports import SystemClock, WallClock
 from replicator.store.config import StoreConfig
@@ -230,6 +230,11 @@ class LocalStore:
                 done = True
             except StoreReadOnly as error:
                 self.files.poisoned = error.message
+                raise
+            except SegmentLost as error:
+                # Whoever wrote there must not be told "committed" by a later flush that finds nothing to do.
+                self._committing = {b: e for b, e in self._committing.items() if e[1].segment != error.number}
+                self.leases.break_all()
                 raise
             finally:
                 with self._append_lock:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from protocol.wire.envelope import Buffer
-from replicator.core.errors import StoreReadOnly
+from replicator.core.errors import SegmentLost, StoreReadOnly
 from replicator.core.files import sync_directory
 from replicator.store.ports import Place, SealedBlock
 
@@ -85,7 +85,7 @@ class SegmentFiles:
     def _room(self) -> tuple[int, int]:
         if self.poisoned:
             raise StoreReadOnly(self.poisoned, hint="Check the disk, then restart the node.")
-        if self._active is not None and self._tail < self._bytes_max:
+        if self._active is not None and self._tail < self._bytes_max and os.fstat(self._active[1]).st_nlink:
             return self._active
         if self._active is not None:
             self._retire()
@@ -122,7 +122,7 @@ class SegmentFiles:
     def sync(self, taken: list[tuple[int, int]]) -> None:
         """Flush what `take_unsynced` named. A failure is final: no later flush on that file can be believed.
 
-        Raises `StoreReadOnly`.
+        Raises `StoreReadOnly`, `SegmentLost`.
         """
         for number, handle in taken:
             try:
@@ -130,6 +130,9 @@ class SegmentFiles:
             except OSError as error:
                 self.poisoned = f"The disk failed to flush segment {number}: {error.strerror}."
                 raise StoreReadOnly(self.poisoned, hint="Check the disk, then restart the node.") from error
+            if not os.fstat(handle).st_nlink:
+                # Flushed into a file without a name: nobody will ever read it again.
+                raise SegmentLost(number)
 
     def close_retired(self) -> None:
         """Close full segments whose bytes are flushed."""

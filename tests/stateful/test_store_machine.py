@@ -302,4 +302,6 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(max_examples=3 * (settings.default or settings()).max_examples, stateful_step_count=30)
+TestStoreMachine.settings = settings(
+    max_examples=3 * (settings.default or settings()).max_examples, stateful_step_count=30
+)

@@ -9,6 +9,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,15 @@ from protocol.errors import BadBlock
 from protocol.ids import split_ids
 from protocol.wire.envelope import HEADER_BYTES, seal
 from protocol.wire.hashing import Kind
-from replicator.core.errors import ConfigError, LeaseLost, StoreError, StoreFull, StoreLocked, StoreReadOnly
+from replicator.core.errors import (
+    ConfigError,
+    LeaseLost,
+    SegmentLost,
+    StoreError,
+    StoreFull,
+    StoreLocked,
+    StoreReadOnly,
+)
 from replicator.store import segments, verify
 from replicator.store.collect import Collector, MarkSet
 from replicator.store.config import StoreConfig
@@ -596,3 +605,21 @@ def test_readers_of_threads_that_have_ended_are_closed(root: Path) -> None:
         thread.start()
         thread.join()
     assert len(os.listdir("/proc/self/fd")) <= before + 4
+
+
+def test_a_segment_deleted_under_the_writer_is_never_acknowledged(root: Path) -> None:
+    """Flushing a file without a name succeeds, and means nothing: also not to a second writer in the same flush."""
+    with closing(LocalStore.open(root)) as store:
+        first, second = store.begin("first"), store.begin("second")
+        store.append(first, [sealed_block(1)])
+        store.append(second, [sealed_block(2)])
+        store.files.path(store.files.numbers()[0]).unlink()
+        with pytest.raises(SegmentLost):
+            store.commit(first)
+        with pytest.raises(LeaseLost):
+            store.commit(second)
+        again = store.begin("again")
+        store.append(again, [sealed_block(1), sealed_block(2)])
+        store.commit(again)
+        ids = [sealed_block(1).header.block_id, sealed_block(2).header.block_id]
+        assert set(store.read(ids).sound) == set(ids)

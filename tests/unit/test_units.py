@@ -10,7 +10,7 @@ from tests.support.clocks import FakeMonotonic
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("10", 10), ("4k", 4000), ("4 KiB", 4096), ("1.5GiB", 3 * 2**29), ("20MB", 20_000_000), (" 1t ", 10**12), ("0", 0)],
+    [("10", 10), ("4k", 4000), ("4 KiB", 4096), ("1.5GiB", 3 * 2**29), ("20MB", 20_000_000), (" 1t ", 10**12)],
 )
 def test_a_size_is_read(text: str, size: int) -> None:
     assert parse_size(text) == size

@@ -1,5 +1,6 @@
 """`init`, `up`, `status`: a node's own life."""
 
+import contextlib
 import json
 import os
 import socket
@@ -130,7 +131,8 @@ def up(
     folder, output = common.folder, common.output()
     # Only in the default place: a mistyped --state must not silently become a new, empty node.
     if common.state is None and not folder.config.exists():
-        init(name=name, common=replace(common, json=False))
+        with contextlib.redirect_stdout(sys.stderr):
+            init(name=name, common=replace(common, json=False))
     if detach:
         return _start_in_background(folder, common)
     from replicator.app.node import run_node

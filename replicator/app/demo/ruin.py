@@ -39,6 +39,7 @@ def ruin_store(segments: Path, *, seed: int, flips: int = 40) -> Ruin:
     for path in set(paths) - {flip, cut, gone}:
         ruin.elsewhere |= {header.block_id for _, header in _blocks(path)}
     blocks = _blocks(flip)
+    sound_too = {header.block_id for _, header in blocks}
     with flip.open("r+b") as file:
         for at, header in chance.sample(blocks, min(flips, len(blocks))):
             where = at + HEADER_BYTES + chance.randrange(max(1, header.payload_bytes))
@@ -47,6 +48,9 @@ def ruin_store(segments: Path, *, seed: int, flips: int = 40) -> Ruin:
             ruin.flipped.add(header.block_id)
     blocks = _blocks(cut)
     half = blocks[len(blocks) // 2][0] + 7
+    sound_too -= ruin.flipped
+    sound_too |= {header.block_id for at, header in blocks if at + header.sealed_bytes <= half}
+    ruin.elsewhere |= sound_too
     ruin.truncated = {header.block_id for at, header in blocks if at + header.sealed_bytes > half}
     os.truncate(cut, half)
     ruin.deleted = {header.block_id for _, header in _blocks(gone)}

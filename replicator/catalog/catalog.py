@@ -48,6 +48,7 @@ class Catalog:
         self.db = _open(path)
         self._clock = clock
         self.peers = Peers(self.db, clock=clock)
+        self._records: dict[bytes, SnapshotRecord] = {}
 
     def close(self) -> None:
         self.db.close()
@@ -143,7 +144,15 @@ class Catalog:
             rows = self.db.read().execute(sql + "ORDER BY received_ns, sequence")
         else:
             rows = self.db.read().execute(sql + "WHERE volume_id = ? ORDER BY sequence", (volume_id,))
-        return [Snapshot(open_record(row[0]), row[0], BlockId(row[1]), row[2], row[3]) for row in rows]
+        return [self._snapshot(row) for row in rows]
+
+    def _snapshot(self, row: tuple[bytes, bytes, int, str]) -> Snapshot:
+        """A row, with its record checked once: the scheduler looks at all of them each second."""
+        signed, record_block, received_ns, held = row
+        record = self._records.get(signed)
+        if record is None:
+            record = self._records[signed] = open_record(signed)
+        return Snapshot(record, signed, BlockId(record_block), received_ns, held)
 
     def has_snapshot(self, snapshot_id: bytes) -> bool:
         sql = "SELECT 1 FROM snapshots WHERE snapshot_id = ?"
@@ -155,7 +164,7 @@ class Catalog:
         row = self.db.read().execute(sql, (snapshot_id,)).fetchone()
         if row is None:
             raise NotFound(f"Snapshot {snapshot_id.hex()} is not here.")
-        return Snapshot(open_record(row[0]), row[0], BlockId(row[1]), row[2], row[3])
+        return self._snapshot(row)
 
     def find_snapshot(self, text: str) -> Snapshot:
         """By the beginning of its id, or `VOLUME@latest`, or `VOLUME` for its newest. Raises `NotFound`."""
@@ -197,6 +206,7 @@ class Catalog:
                 raise Held(f"Snapshot {snapshot_id.hex()[:12]} is held: {reason}.", hint="Release it first.")
         with self.db.write() as connection:
             connection.executemany("DELETE FROM snapshots WHERE snapshot_id = ?", [(one,) for one in ids])
+        self._records.clear()
 
     def hold(self, snapshot_id: bytes, reason: str) -> None:
         """Keep a snapshot from being removed; an empty reason lets go."""

@@ -57,8 +57,7 @@ class Leases:
                 lease.lost = True
                 self._alive.pop(lease.number, None)
                 raise LeaseLost(
-                    f"{lease.holder} has lost its lease: it was silent for over {LEASE_S:.0f} s, or what it had written "
-                    "was lost.",
+                    f"{lease.holder} has lost its lease: silent for over {LEASE_S:.0f} s, or what it wrote is gone.",
                     hint="Run it again.",
                 )
             lease.expires_s = self._clock() + LEASE_S

@@ -102,7 +102,10 @@ def test_a_code_ends_with_its_minutes(catalog: Catalog, clock: FakeWallClock) ->
 
 @pytest.mark.parametrize(
     ("given_name", "shown"),
-    [("cabin", "cabin"), ("\x1b[2J\x07", "2J"), ("../../etc", "etc"), ("", "site"), ("Füße am See", "F-e-am-See"), ("x" * 500, "x" * 63)],
+    [
+        ("cabin", "cabin"), ("\x1b[2J\x07", "2J"), ("../../etc", "etc"), ("", "site"),
+        ("Füße am See", "F-e-am-See"), ("x" * 500, "x" * 63),
+    ],
 )  # fmt: skip
 def test_the_name_that_a_site_gives_itself_is_made_plain(given_name: str, shown: str) -> None:
     assert plain_name(given_name) == shown

@@ -1,0 +1,433 @@
+"""What people get wrong, through the real program: a sentence that names the thing, a next step, an exit code.
+
+`run_cli` fails a test if a traceback is printed anywhere, so none of these may print one.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.ids import SiteId
+from replicator.net.pairing import PairingCode
+from tests.support.nodes import (
+    PROGRAM,
+    Node,
+    Said,
+    become_peers,
+    eventually,
+    free_port,
+    run_cli,
+    started,
+    tree_of,
+    write_state,
+    write_tree,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mistakes")
+
+
+@pytest.fixture(scope="module")
+def home(folder: Path) -> Iterator[Node]:
+    """A node with one volume and one snapshot, which no mistake may harm."""
+    node = Node(folder / "home", "home")
+    with started(node):
+        node.protect(write_tree(folder / "data", files=4, size=5000), name="data")
+        node.job("snapshot", tags=[])
+        yield node
+        assert node.process is not None and node.process.poll() is None, "some mistake took the node down"
+        assert "Traceback" not in node.log() and "link.bug" not in node.log()
+        target = folder / "at the end"
+        assert node.cli("restore", "data", str(target)).code == 0
+        assert tree_of(target) == tree_of(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def cabin(folder: Path, home: Node) -> Iterator[Node]:
+    node = Node(folder / "cabin", "cabin")
+    with started(node):
+        yield node
+
+
+def expect(said: Said, code: int, *words: str) -> None:
+    """That exit code, all those words, and a next step."""
+    assert said.code == code, said
+    for word in words:
+        assert word in said.text, (word, said)
+    assert "Next:" in said.err, said
+
+
+def expect_json(said: Said, code: int, name: str) -> dict[str, Any]:
+    assert said.code == code, said
+    error: dict[str, Any] = json.loads(said.out)["error"]
+    assert error["code"] == name and error["exit_code"] == code and error["message"], error
+    return error
+
+
+# -- arguments --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "names"),
+    [
+        (("frobnicate",), 64, "frobnicate"),
+        (("pair", "join"), 64, "code"),
+        (("status", "--nope"), 64, "--nope"),
+        (("audit", "--limit", "many"), 64, "many"),
+        (("protect", "{data}", "--every", "5 minutes"), 64, "5 minutes"),
+        (("protect", "{data}", "--every", "1h", "--keep", "24x"), 64, "24x"),
+        (("protect", "{data}", "--every", "99999999999999w"), 64, "every"),
+        (("protect", "{data}", "--keep", "24h"), 64, "--every"),
+        (("protect", "{data}", "--kind", "tape"), 64, "tape"),
+        (("protect", "{data}", "--kind", "image"), 64, "folder"),
+        (("protect", "/no/such/path", "--kind", "tree"), 66, "/no/such/path"),
+        (("protect", "{data}", "--to", "atlantis"), 66, "atlantis"),
+        (("sync", "add", "--to", "atlantis"), 66, "atlantis"),
+        (("sync", "run", "nothing"), 66, "no such sync"),
+        (("pair", "revoke", "atlantis"), 66, "atlantis"),
+        (("pair", "join", "rp1-nonsense"), 64, "pairing code"),
+        (("pair", "invite", "--minutes", "60"), 64, "10 minutes"),
+        (("snapshot", "create", "nothing"), 66, "nothing"),
+        (("snapshot", "show", "?"), 66, "?"),
+        (("snapshot", "show", ""), 66, "''"),
+        (("snapshot", "show", "../status"), 66, "../status"),
+        (("snapshot", "delete", "abcdef0123"), 66, "abcdef0123"),
+        (("snapshot", "show", "data", "no/such/folder"), 66, "no/such/folder"),
+        (("restore", "abcdef0123", "{folder}/x"), 66, "abcdef0123"),
+        (("verify", "abcdef0123"), 66, "abcdef0123"),
+        (("throttle", "--out", "fast"), 64, "fast"),
+        (("gc", "--grace", "soon"), 64, "soon"),
+        (("jobs", "show", "nojob"), 66, "nojob"),
+        (("jobs", "cancel", "nojob"), 66, "nojob"),
+        (("up", "--detach"), 75, "running already"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_named_and_nothing_happens(
+    home: Node, folder: Path, words: tuple[str, ...], code: int, names: str
+) -> None:
+    filled = [word.format(data=folder / "data", folder=folder) for word in words]
+    said = run_cli(*filled, state=home.root)
+    assert said.code == code, said
+    assert names in said.text, said
+    assert said.out == "", "errors go to stderr"
+
+
+def test_with_json_an_error_is_one_value_on_stdout(home: Node) -> None:
+    error = expect_json(home.cli("snapshot", "show", "atlantis", "--json"), 66, "not_found")
+    assert "atlantis" in error["message"] and "data" in error["hint"]
+    expect_json(home.cli("frobnicate", "--json"), 64, "usage")
+
+
+def test_a_path_that_is_not_text_is_refused_with_a_sentence(home: Node, folder: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(folder) + b"/\xff"))
+    odd.mkdir()
+    said = home.cli("protect", str(odd))
+    assert said.code == 64 and "UTF-8" in said.text
+
+
+# -- pairing ----------------------------------------------------------------------------------
+
+
+def test_codes_that_are_mistyped_used_dead_or_from_elsewhere_each_say_so(home: Node, cabin: Node, folder: Path) -> None:
+    text = home.cli("pair", "invite").out.strip()
+    code = PairingCode.parse(text)
+    mistyped = text[:20] + ("a" if text[20] != "a" else "b") + text[21:]
+    expect(cabin.cli("pair", "join", mistyped), 64, "not a whole pairing code")
+    expect(home.cli("pair", "join", text), 64, "this node's own")
+
+    other = PairingCode(code.addresses, code.inviter, bytes(16), code.secret)
+    expect(cabin.cli("pair", "join", str(other)), 77, "does not know this pairing code", "pair invite")
+    nobody = PairingCode((f"127.0.0.1:{free_port()}",), code.inviter, code.invite_id, code.secret)
+    expect(cabin.cli("pair", "join", str(nobody)), 69, "does not answer")
+    somebody_else = PairingCode(code.addresses, SiteId(bytes(32)), code.invite_id, code.secret)
+    assert cabin.cli("pair", "join", str(somebody_else)).code == 77
+
+    wrong = PairingCode(code.addresses, code.inviter, code.invite_id, bytes(16))
+    for _ in range(4):
+        with pytest.raises(Exception, match="wrong"):
+            cabin.client.post("/v1/pair/join", {"code": str(wrong)})
+    expect(cabin.cli("pair", "join", str(wrong)), 77, "The pairing code is wrong")
+    expect(cabin.cli("pair", "join", text), 77, "too many wrong tries")
+    assert home.status()["peers"] == []
+
+    text = home.client.post("/v1/pair/invite", {})["code"]
+    assert cabin.cli("pair", "join", text).code == 0
+    third = Node(folder / "third", "third")
+    with started(third):
+        expect(third.cli("pair", "join", text), 77, "used already")
+    assert [peer["name"] for peer in home.status()["peers"]] == ["cabin"]
+
+
+# -- sources and targets ----------------------------------------------------------------------
+
+
+def test_a_source_that_has_gone_fails_by_name_and_works_again_once_it_is_back(home: Node, folder: Path) -> None:
+    gone = write_tree(folder / "gone", files=2, size=100)
+    home.protect(gone)
+    gone.rename(folder / "elsewhere")
+    said = home.cli("snapshot", "create", "gone")
+    assert said.code == 66 and str(gone) in said.text, said
+    (folder / "elsewhere").rename(gone)
+    assert home.cli("snapshot", "create", "gone").code == 0
+
+
+def test_a_restore_onto_something_that_differs_asks_before_it_replaces(home: Node, folder: Path) -> None:
+    target = folder / "mine"
+    target.mkdir()
+    (target / "file-0001").write_bytes(b"mine, and precious")
+    said = home.cli("restore", "data", str(target))
+    assert said.code in (1, 66) and "file-0001" in said.text, said
+    assert (target / "file-0001").read_bytes() == b"mine, and precious"
+    assert home.cli("restore", "data", str(target), "--overwrite").code == 0
+    assert tree_of(target) == tree_of(folder / "data")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_file_that_may_not_be_read_is_named_and_the_rest_is_kept(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents:
+        if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    data = write_tree(tmp_path / "data", files=3, size=100)
+    (data / "secret").write_bytes(b"root's")
+    (data / "secret").chmod(0o600)
+    node = Node(tmp_path / "state", "plain")
+    subprocess.run(["chown", "-R", "65534:65534", str(node.root)], check=True)
+    with (node.root / "node.log").open("ab"):
+        os.chown(node.root / "node.log", 65534, 65534)
+    with started():
+        node.start(prefix=("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"))
+        try:
+            node.protect(data)
+            said = node.cli("snapshot", "create")
+            assert said.code == 1 and "secret" in said.text and "ermission" in said.text, said
+            target = tmp_path / "back"
+            target.mkdir(mode=0o777)
+            target.chmod(0o777)
+            node.job("restore", snapshot="data", target=str(target / "data"), overwrite=False)
+            back = tree_of(target / "data")
+            assert back == {name: body for name, body in tree_of(data).items() if name != "secret"}
+        finally:
+            node.kill()
+            node.client.close()
+
+
+def test_a_source_that_vanishes_while_it_is_read_ends_in_a_sentence(home: Node, folder: Path) -> None:
+    big = write_tree(folder / "vanishing", files=600, size=20_000)
+    home.protect(big)
+    child = subprocess.Popen(
+        [*PROGRAM, "snapshot", "create", "vanishing", "--json", "--state", str(home.root)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    eventually(lambda: any(job["kind"] == "snapshot" for job in home.status()["jobs"]) or child.poll() is not None)
+    shutil.rmtree(big)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode in (0, 1, 66) and "Traceback" not in err, (out, err)
+    json.loads(out)
+
+
+# -- a node that is down, or cannot come up ---------------------------------------------------
+
+
+def test_a_node_that_is_down_can_still_be_verified_scrubbed_and_restored_from(tmp_path: Path) -> None:
+    node = Node(tmp_path / "home", "home")
+    with started(node):
+        node.protect(write_tree(tmp_path / "data", files=3, size=5000))
+        node.job("snapshot", tags=[])
+        node.stop()
+        assert node.cli("verify").code == 0
+        assert node.cli("scrub").code == 0
+        assert node.cli("restore", "data", str(tmp_path / "back")).code == 0
+        assert tree_of(tmp_path / "back") == tree_of(tmp_path / "data")
+        expect(node.cli("restore", "nothing", str(tmp_path / "x")), 66, "nothing")
+        expect(node.cli("status"), 69, "No node answers", "replicator up")
+        expect_json(node.cli("snapshot", "create", "--json"), 69, "node_down")
+        # Garbage for a ledger: rebuilt from the segments.
+        (node.root / "store/ledger.sqlite").write_bytes(os.urandom(9000))
+        (node.root / "jobs.sqlite").write_bytes(b"not a database, not at all" * 100)
+        node.start()
+        assert node.cli("verify").code == 0
+        assert len(node.client.get("/v1/snapshots")) == 1
+        node.stop()
+        # A truncated catalogue: said, not guessed at; the copy put back, everything is there.
+        catalog = node.root / "catalog.sqlite"
+        whole = catalog.read_bytes()
+        for broken in (whole[: len(whole) // 2], b"garbage" * 1000):
+            catalog.write_bytes(broken)
+            expect(node.cli("up"), 65, str(catalog), "copy")
+            expect(node.cli("up", "--detach"), 65, str(catalog))
+        catalog.write_bytes(whole)
+        node.start()
+        assert node.cli("verify").code == 0
+
+
+def test_a_second_node_on_the_same_state_is_told_who_has_it(home: Node) -> None:
+    assert home.process is not None
+    expect(home.cli("up"), 75, str(home.process.pid))
+
+
+def test_a_port_that_is_taken_is_named_with_the_setting(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for setting in ("listen", "http"):
+            state = tmp_path / setting
+            write_state(state, "home", **{setting: address})
+            expect(run_cli("up", state=state), 78, address, f"`{setting}`")
+
+
+def test_a_configuration_that_is_wrong_is_named_with_its_file(tmp_path: Path) -> None:
+    write_state(tmp_path, "home")
+    config = tmp_path / "config.toml"
+    text = config.read_text()
+    config.write_text(text + 'rate_uot = "none"\n')
+    expect(run_cli("up", state=tmp_path), 78, "rate_uot", "rate_out", str(config))
+    config.write_text(text + 'log_level = "loud"\n')
+    expect(run_cli("up", "--detach", state=tmp_path), 78, "log_level")
+    expect(run_cli("init", state=tmp_path), 78, "already")
+    expect(run_cli("up", state=tmp_path / "nowhere"), 78, "replicator init")
+    said = run_cli("init", "--name", "x", "--http", 'a"b', state=tmp_path / "new")
+    assert said.code == 78 and not (tmp_path / "new/config.toml").exists(), said
+
+
+# -- a full disk ------------------------------------------------------------------------------
+
+
+def can_mount() -> bool:
+    done = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True)
+    return done.returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="needs a mount namespace of its own")
+def test_a_disk_that_fills_up_loses_nothing_that_was_kept_and_goes_on_once_there_is_room(tmp_path: Path) -> None:
+    """The node and its disk of 24 MiB live in a mount namespace; files are passed through the folder outside."""
+    small = write_tree(tmp_path / "small", files=3, size=100_000)
+    write_tree(tmp_path / "large", files=60, size=1_000_000)
+    state = tmp_path / "state"
+    write_state(state, "home", reserve="1MiB")
+    replicator = " ".join(PROGRAM) + f" --state {state}"
+    script = f"""
+        set -u
+        cp -r {state} {tmp_path}/kept && mount -t tmpfs -o size=24m none {state} && cp {tmp_path}/kept/* {state}/
+        r() {{ cmd=$1; shift; {" ".join(PROGRAM)} $cmd "$@" --state {state}; echo "code $?" ; }}
+        r up --detach
+        r protect {small}; r "snapshot create" small
+        r protect {tmp_path}/large; r "snapshot create" large
+        r verify
+        r restore small {tmp_path}/back
+        dd if=/dev/zero of={state}/filler bs=64k 2>/dev/null
+        r "snapshot create" small
+        sleep 1
+        r verify
+        rm {state}/filler
+        r gc --grace 0
+        echo new > {small}/new
+        r "snapshot create" small
+        kill $(cat {state}/store/lock); sleep 1
+        r restore small {tmp_path}/back2
+        cp {state}/node.log {tmp_path}/node.log
+    """
+    del replicator
+    path = f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}"
+    done = subprocess.run(
+        ["unshare", "-m", "--propagation", "private", "bash", "-c", script],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    codes = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("code ")]
+    log = (tmp_path / "node.log").read_text()
+    assert "Traceback" not in said + log, said + log[-3000:]
+    up, _, first, _, full, verified, restored, full_to_the_brim, verified_full, freed, again, at_last = codes
+    assert (up, first, full, verified, restored) == (0, 0, 73, 0, 0), said
+    assert full_to_the_brim in (73, 74) and verified_full == 0, said
+    assert (freed, again, at_last) == (0, 0, 0), said
+    assert tree_of(tmp_path / "back").keys() == {"file-0000", "file-0001", "file-0002"}
+    assert tree_of(tmp_path / "back2") == tree_of(small)
+
+
+# -- Ctrl-C -----------------------------------------------------------------------------------
+
+
+def interrupt(command: list[str], state: Path, *, after_s: float) -> Said:
+    child = subprocess.Popen(
+        [*PROGRAM, *command, "--state", str(state)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(after_s)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=30)
+    assert "Traceback" not in out + err, err
+    return Said(child.returncode, out, err)
+
+
+def test_ctrl_c_ends_up_with_0_and_a_command_with_130_and_the_next_run_carries_on(tmp_path: Path) -> None:
+    node = Node(tmp_path / "home", "home", rate_out="1MB/s")
+    data = write_tree(tmp_path / "data", files=1500, size=30_000)
+    with started(node):
+        node.protect(data)
+        child = subprocess.Popen(
+            [*PROGRAM, "snapshot", "create", "--state", str(node.root)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        eventually(lambda: node.status()["jobs"] or child.poll() is not None)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=30)
+        assert child.returncode in (0, 130) and "Traceback" not in err, (out, err)
+        eventually(lambda: not node.status()["jobs"])
+        assert len(node.client.get("/v1/snapshots")) == 1, "the node went on with what it was asked"
+        assert node.stop(signal.SIGINT) == 0
+        # Offline: the restore itself is stopped, and the next one ends it.
+        target = tmp_path / "back"
+        child = subprocess.Popen(
+            [*PROGRAM, "restore", "data", str(target), "--state", str(node.root)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        eventually(lambda: (target.is_dir() and any(target.iterdir())) or child.poll() is not None)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=30)
+        assert child.returncode in (0, 130) and "Traceback" not in err, (out, err)
+        assert node.cli("restore", "data", str(target)).code == 0
+        assert tree_of(target) == tree_of(data)
+        node.start()
+        assert node.cli("verify").code == 0
+
+
+def test_ctrl_c_during_the_demo_leaves_no_process_behind(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    child = subprocess.Popen(
+        [*PROGRAM, "demo", str(write_tree(tmp_path / "d", files=50, size=50_000)), "--work", str(work)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    eventually(lambda: list(work.rglob("api.sock")) or child.poll() is not None)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130 and "Traceback" not in out + err, (out, err)
+    left = subprocess.run(["pgrep", "-f", str(work)], capture_output=True, text=True).stdout.split()
+    assert left == []
+
+
+def test_a_duplicate_request_for_the_same_promise_changes_it_and_makes_no_second_volume(
+    home: Node, cabin: Node, folder: Path
+) -> None:
+    if not home.status()["peers"]:
+        become_peers(home, cabin)
+    data = str(write_tree(folder / "promised", files=1, size=10))
+    for every in ("1h", "2h"):
+        assert home.cli("protect", data, "--every", every, "--keep", "3", "--to", "cabin").code == 0
+    page = home.status()
+    [volume] = [one for one in page["volumes"] if one["name"] == "promised"]
+    assert volume["protection"]["every_s"] == 7200
+    assert len([one for one in page["syncs"] if one["volume"] == "promised"]) == 1

@@ -313,9 +313,7 @@ class Connection:
         """Queue one BLOCKS frame; `parts` joined must be whole sealed blocks and fit `BLOCKS_FRAME_MAX`."""
         self._send_content(FrameKind.BLOCKS, stream, tuple(parts), end=end)
 
-    def _send_content(
-        self, kind: FrameKind, stream: int, parts: tuple[Buffer, ...], *, end: bool
-    ) -> None:
+    def _send_content(self, kind: FrameKind, stream: int, parts: tuple[Buffer, ...], *, end: bool) -> None:
         state = self._streams[stream]
         assert not state.we_ended, f"stream {stream} goes on after its end"
         size = sum(map(len, parts))
@@ -358,9 +356,7 @@ class Connection:
         self.state = State.CLOSED
         self._send(FrameKind.GOODBYE, 0, _refusal_body(code, reason), lane=Lane.CONTROL)
 
-    def _send(
-        self, kind: FrameKind, stream: int, *parts: Buffer, lane: Lane, flags: int = 0
-    ) -> None:
+    def _send(self, kind: FrameKind, stream: int, *parts: Buffer, lane: Lane, flags: int = 0) -> None:
         size = sum(map(len, parts))
         header = pack_header(kind, stream, size, lane=lane, flags=flags)
         # (An OPEN may be our last word too, but a RESET can still follow it, and no answer can precede it.)

@@ -364,6 +364,7 @@ class Reconciliation:
         root = self._shared_root()
         return [SummaryClose(count=root.count, sum_a=root.sum_a, sum_b=root.sum_b)]
 
+
 def _not_empty(groups: Sequence[Places]) -> list[Places]:
     return [places for places in groups if len(places.prefixes)]
 

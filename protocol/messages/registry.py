@@ -102,10 +102,7 @@ def decode(data: bytes) -> Message:
     values = parts[1 : len(form.names) + 1]
     if len(values) < form.required:
         raise Malformed(f"{form.cls.__name__} has {len(values)} fields; it needs {form.required}")
-    checked = {
-        name: check(name, value)
-        for name, check, value in zip(form.names, form.checks, values, strict=False)
-    }
+    checked = {name: check(name, value) for name, check, value in zip(form.names, form.checks, values, strict=False)}
     return form.cls(**checked)
 
 

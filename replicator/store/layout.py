@@ -1,10 +1,10 @@
 """The files of a store, and who may open it.
 
-    store/format        the version of all this, one line
-    store/lock          held by the one process that has the store open
-    store/ledger.sqlite where each block lies: a cache of the segments
-    store/generation    how often the store was opened: tells a ledger that was set back from the last one
-    store/segments/00000001.seg …
+store/format        the version of all this, one line
+store/lock          held by the one process that has the store open
+store/ledger.sqlite where each block lies: a cache of the segments
+store/generation    how often the store was opened: tells a ledger that was set back from the last one
+store/segments/00000001.seg …
 """
 
 import fcntl

@@ -97,8 +97,9 @@ def _read_what_can_be_read(handle: int, count: int, at: int) -> bytes:
     try:
         data = pread_all(handle, count, at)
     except OSError:
-        data = b"".join(_read_sector(handle, min(_SECTOR, at + count - begin), begin)
-                        for begin in range(at, at + count, _SECTOR))
+        data = b"".join(
+            _read_sector(handle, min(_SECTOR, at + count - begin), begin) for begin in range(at, at + count, _SECTOR)
+        )
     return data.ljust(count, b"\0")
 
 

@@ -93,9 +93,7 @@ def test_any_edits_give_the_root_of_a_fresh_build(shape: Shape, seed: int) -> No
             assert root == await Nodes().build(shape, content)
             assert {key: value async for key, value in walk.entries(nodes, root, shape)} == content
             assert [change async for change in walk.diff(nodes, old_root, root, shape)] == [
-                (key, content.get(key))
-                for key in sorted({*before, *content})
-                if before.get(key) != content.get(key)
+                (key, content.get(key)) for key in sorted({*before, *content}) if before.get(key) != content.get(key)
             ]
 
     trio.run(main)
@@ -137,9 +135,7 @@ def test_a_closure_goes_into_large_files_and_stops_at_what_was_seen() -> None:
     async def main() -> None:
         nodes = Nodes()
         blocks = [bytes([n]) * 32 for n in range(1, 200)]
-        pieces = await nodes.build(
-            Shape.PIECES, {number_key(n): block + b"\0\0\0\1" for n, block in enumerate(blocks)}
-        )
+        pieces = await nodes.build(Shape.PIECES, {number_key(n): block + b"\0\0\0\1" for n, block in enumerate(blocks)})
         entry = Entry(mode=0o100600, uid=0, gid=0, mtime_ns=0, size=199, pieces_root=pieces)
         root = await nodes.build(Shape.NAMES, {b"big": encode_entry(entry)})
         seen: set[BlockId] = set()

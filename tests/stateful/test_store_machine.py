@@ -66,9 +66,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        self.store: LocalStore = open_store(
-            self.root, config=TINY_SEGMENTS, clock=self.clock, monotonic=self.monotonic
-        )
+        self.store: LocalStore = open_store(self.root, config=TINY_SEGMENTS, clock=self.clock, monotonic=self.monotonic)
         self.collector = Collector(self.store, clock=self.clock)
 
     def teardown(self) -> None:

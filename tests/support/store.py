@@ -20,9 +20,7 @@ def open_store(
     clock: FakeWallClock | None = None,
     monotonic: FakeMonotonic | None = None,
 ) -> LocalStore:
-    return LocalStore.open(
-        root, config, clock=clock or FakeWallClock(), monotonic=monotonic or FakeMonotonic()
-    )
+    return LocalStore.open(root, config, clock=clock or FakeWallClock(), monotonic=monotonic or FakeMonotonic())
 
 
 def put(store: BlockStore, blocks: list[SealedBlock]) -> None:

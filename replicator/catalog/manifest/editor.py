@@ -52,9 +52,9 @@ class _Old:
 class MapEditor:
     """Turns an old root and ordered changes into a new root.
 
-        editor = MapEditor(Shape.NAMES, sink, reader=reader, base=old_root)
-        await editor.put(key, value)     # strictly ascending; None removes
-        root = await editor.finish()
+    editor = MapEditor(Shape.NAMES, sink, reader=reader, base=old_root)
+    await editor.put(key, value)     # strictly ascending; None removes
+    root = await editor.finish()
     """
 
     def __init__(self, shape: Shape, sink: NodeSink, *, reader: NodeReader | None, base: BlockId | None) -> None:
@@ -154,8 +154,10 @@ class MapEditor:
     def _is_before_all_of(self, top: _Old, key: bytes) -> bool:
         """For numbers, whether `key` lies in a group before the next old child's, so that it need not be opened."""
         following = top.keys[top.at]
-        return self._shape is not Shape.NAMES and key < following and ends_after(
-            self._shape, top.level - 1, key, following
+        return (
+            self._shape is not Shape.NAMES
+            and key < following
+            and ends_after(self._shape, top.level - 1, key, following)
         )
 
     # -- the new map ----------------------------------------------------------------------

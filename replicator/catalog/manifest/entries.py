@@ -80,8 +80,10 @@ def decode_entry(packed: bytes) -> Entry:
         parts = msgpack.unpackb(packed, raw=False, strict_map_key=True, max_map_len=0, max_ext_len=0)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise ManifestDamaged(f"A tree entry cannot be read: {error}.") from error
-    if not isinstance(parts, list) or len(parts) < len(_TYPES) or any(
-        type(part) is not kind for part, kind in zip(parts, _TYPES, strict=False)
+    if (
+        not isinstance(parts, list)
+        or len(parts) < len(_TYPES)
+        or any(type(part) is not kind for part, kind in zip(parts, _TYPES, strict=False))
     ):
         raise ManifestDamaged("A tree entry has fields of the wrong type.")
     mode, uid, gid, size, rdev = parts[0], parts[1], parts[2], parts[4], parts[10]

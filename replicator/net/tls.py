@@ -67,6 +67,7 @@ class TlsTransport:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._engine = context.wrap_bio(self._incoming, self._outgoing, server_side=is_server)
+        self._cipher = memoryview(bytearray(_CHUNK))
         self._plain = memoryview(bytearray(_CHUNK + _RECORD))
         self._is_over = False
         self._sending = trio.Lock()
@@ -135,13 +136,14 @@ class TlsTransport:
 
     async def _fill(self) -> bool:
         try:
-            data = await self._stream.receive_some(_CHUNK)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise Unreachable(f"The connection broke: {error.__cause__ or error}.") from error
-        if not data:
+            # Past the stream, into memory that is there already: `receive_some` would take a fresh piece each time.
+            count = await self._stream.socket.recv_into(self._cipher)
+        except (OSError, trio.ClosedResourceError) as error:
+            raise Unreachable(f"The connection broke: {error}.") from error
+        if not count:
             self._incoming.write_eof()
             return False
-        self._incoming.write(data)
+        self._incoming.write(self._cipher[:count])
         return True
 
     async def _flush(self) -> None:

@@ -25,7 +25,7 @@ import lz4.block
 from blake3 import blake3
 
 from bench.image import BLOCK
-from protocol.wire.envelope import parse_header, unseal, walk
+from protocol.wire.envelope import HEADER_BYTES, parse_header, unseal, walk
 from replicator.core.memory import keep_freed_memory
 from replicator.net.identity import Identity
 from replicator.net.tls import make_context
@@ -60,7 +60,7 @@ def runs(segments: Path) -> Iterator[bytes]:
 
 def _whole(data: bytes) -> int:
     at = 0
-    while len(data) - at >= 52:
+    while len(data) - at >= HEADER_BYTES:
         size = parse_header(data, at).sealed_bytes
         if at + size > len(data):
             break

@@ -1,7 +1,7 @@
 """What may go wrong in a conversation: one code, one sentence each.
 
 Local mistakes are assertions. Everything here is about what the *other* side sent, or what
-we tell it. `replicator.net.peer` turns these into `PeerError`, once.
+we tell it. `replicator.net.link` turns these into `PeerError`, once.
 """
 
 from enum import IntEnum

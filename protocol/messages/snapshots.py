@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from protocol.limits import SNAPSHOT_RECORD_MAX
-from protocol.messages.fields import Ids, Root, Roots, Signature, Site, Snapshot, Volume
+from protocol.messages.fields import Ids, Root, Roots, Signature, Site, Snapshot
 from protocol.messages.registry import Message, Size, message
 
 
@@ -34,7 +34,9 @@ class SyncProgress(Message):
     blocks_known: int
     """How many blocks are known to be missing so far: it grows until the difference has been read."""
     bytes_done: int
-    bytes_known: int
+    """Sealed bytes that have arrived."""
+    body_bytes_done: int
+    """What they unpacked to."""
     plan_is_complete: bool
 
 
@@ -122,12 +124,3 @@ class SnapshotList(Message):
     """Signed records, oldest first."""
 
     records: tuple[bytes, ...]
-
-
-@message(code=0x2A, since=1)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WantSnapshot(Message):
-    """Please offer me this snapshot: the pull side of a sync, and the way back after a fire."""
-
-    volume_id: Volume
-    snapshot_id: Snapshot

@@ -16,9 +16,8 @@ checksum only tells a torn or misread header from a real one without hashing any
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 from zlib import crc32
 
 import lz4.block
@@ -34,7 +33,8 @@ MAGIC: Final = b"\x89RSB"
 VERSION: Final = 1
 _FIELDS: Final = struct.Struct(">4sBBBBII32sI")
 _CRC: Final = struct.Struct(">I")
-HEADER_BYTES: Final = _FIELDS.size + _CRC.size
+_HEADER: Final = struct.Struct(_FIELDS.format + "I")
+HEADER_BYTES: Final = _HEADER.size
 assert HEADER_BYTES == 56
 
 _KINDS: Final = frozenset(int(kind) for kind in Kind)
@@ -51,9 +51,8 @@ _SAVING_MIN: Final = 16
 """LZ4 is kept if it saves at least a sixteenth: below that, opening the block costs more than it saves."""
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """A parsed and checked header."""
+class Header(NamedTuple):
+    """A parsed and checked header. A tuple, because one is made for each block, several times on its way."""
 
     kind: int
     codec: int
@@ -99,10 +98,12 @@ def parse_header(data: Buffer, at: int = 0) -> Header:
     """
     if len(data) - at < HEADER_BYTES:
         raise Malformed("the header of a sealed block is cut short")
-    magic, version, kind, codec, flags, body_bytes, payload_bytes, name, payload_crc = _FIELDS.unpack_from(data, at)
+    magic, version, kind, codec, flags, body_bytes, payload_bytes, name, payload_crc, crc = _HEADER.unpack_from(
+        data, at
+    )
     if magic != MAGIC:
         raise Malformed("not a sealed block")
-    if _CRC.unpack_from(data, at + _FIELDS.size)[0] != crc32(data[at : at + _FIELDS.size]):
+    if crc != crc32(data[at : at + _FIELDS.size]):
         raise Malformed("the header of a sealed block is damaged")
     if version != VERSION or flags or kind not in _KINDS or codec > Codec.LZ4:
         raise Malformed(f"a sealed block of version {version}, kind {kind}, codec {codec}, flags {flags}")

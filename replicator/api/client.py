@@ -55,7 +55,7 @@ class NodeClient:
     def close(self) -> None:
         self._http.close()
 
-    def get(self, path: str, **query: Any) -> Any:
+    def get(self, path: str, /, **query: Any) -> Any:
         return self._call("GET", path, query=query)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:

@@ -32,6 +32,10 @@ class SyncRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Empty means every volume that is here, also those that come later."""
 
 
+class PauseRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    paused: bool
+
+
 class HoldRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     reason: str
 

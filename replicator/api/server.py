@@ -24,6 +24,7 @@ from replicator.api.schema import (
     InviteRequest,
     JobRequest,
     JoinRequest,
+    PauseRequest,
     ProtectRequest,
     SyncRequest,
     ThrottleRequest,
@@ -92,6 +93,18 @@ def make_apps(view: NodeView) -> tuple[Litestar, Litestar]:
     def protect(data: JSONBody[ProtectRequest]) -> dict[str, Any]:
         return view.protect(data)
 
+    @delete("/v1/protect/{name:str}", sync_to_thread=False, status_code=200)
+    def unprotect(name: FromPath[str]) -> dict[str, Any]:
+        return view.unprotect(name)
+
+    @delete("/v1/syncs/{sync_id:str}", sync_to_thread=False, status_code=200)
+    def sync_remove(sync_id: FromPath[str]) -> dict[str, Any]:
+        return view.remove_sync(sync_id)
+
+    @post("/v1/syncs/{sync_id:str}/pause", sync_to_thread=False)
+    def sync_pause(sync_id: FromPath[str], data: JSONBody[PauseRequest]) -> dict[str, Any]:
+        return view.pause_sync(sync_id, paused=data.paused)
+
     @get("/v1/volumes", sync_to_thread=False)
     def volumes() -> list[dict[str, Any]]:
         return view.volumes()
@@ -150,17 +163,18 @@ def make_apps(view: NodeView) -> tuple[Litestar, Litestar]:
 
     looking = [status, health, metrics]
     acting = [
-        peers, revoke, invite, pair_join, protect, volumes, snapshots, snapshot, snapshot_entries, snapshot_delete,
-        snapshot_hold, syncs, sync_add, jobs, job_submit, job, job_cancel, repairs, throttle,
+        peers, revoke, invite, pair_join, protect, volumes, snapshots, snapshot, snapshot_entries,
+        snapshot_delete, snapshot_hold, syncs, sync_add, jobs, job_submit, job, job_cancel, repairs, throttle,
+        unprotect, sync_remove, sync_pause,
     ]  # fmt: skip
-    return _app([*looking, *acting]), _app(looking)
+    return _app([*looking, *acting], with_schema=True), _app(looking, with_schema=False)
 
 
-def _app(handlers: Sequence[Any]) -> Litestar:
+def _app(handlers: Sequence[Any], *, with_schema: bool) -> Litestar:
     return Litestar(
         route_handlers=handlers,
         exception_handlers={ReplicatorError: _on_error, HTTPException: _on_http_error, Exception: _on_bug},
-        openapi_config=OpenAPIConfig(title="replicator", version="1"),
+        openapi_config=OpenAPIConfig(title="replicator", version="1") if with_schema else None,
         # Litestar would otherwise put its own handler on the root logger and print everything twice.
         logging_config=None,
     )

@@ -108,11 +108,36 @@ class NodeView:
         if not known:
             parts.catalog.add_volume(self._new_volume(path, request, kind))
         volume = next(v for v in parts.catalog.volumes() if v.path == os.fsencode(path))
+        if request.exclude:
+            parts.catalog.set_exclude(volume.volume_id, tuple(request.exclude))
         if request.every_s:
             parts.catalog.set_protection(volume.volume_id, every_s=request.every_s, keep=request.keep)
         syncs = [self._add_sync(volume.volume_id, peer.site_id) for peer in peers]
         self._wake()
-        return {"volume": volume.name, "volume_id": volume.volume_id.hex(), "kind": volume.kind, "syncs": syncs}
+        promise = next((one for one in parts.catalog.protections() if one.volume_id == volume.volume_id), None)
+        return {
+            "volume": volume.name,
+            "volume_id": volume.volume_id.hex(),
+            "kind": volume.kind,
+            "every_s": 0 if promise is None else promise.every_s,
+            "keep": "" if promise is None else promise.keep,
+            "syncs": syncs,
+        }
+
+    def unprotect(self, text: str) -> dict[str, Any]:
+        """End a volume's schedule and its syncs. Its snapshots stay, here and elsewhere."""
+        volume = self._parts.catalog.find_volume(text)
+        self._parts.catalog.end_protection(volume.volume_id)
+        return {"volume": volume.name, "volume_id": volume.volume_id.hex()}
+
+    def remove_sync(self, sync_id: str) -> dict[str, Any]:
+        self._parts.catalog.remove_sync(sync_id)
+        return {"removed": sync_id}
+
+    def pause_sync(self, sync_id: str, *, paused: bool) -> dict[str, Any]:
+        self._parts.catalog.pause_sync(sync_id, paused=paused)
+        self._wake()
+        return {"sync_id": sync_id, "paused": paused}
 
     def _new_volume(self, path: Path, request: ProtectRequest, kind: str) -> Volume:
         parts = self._parts

@@ -27,6 +27,7 @@ from replicator import __version__
 from replicator.api.server import ApiServer
 from replicator.api.views import NodeView
 from replicator.app.config import NodeConfig, StateFolder, ingest_config, load_config, mesh_config, store_config
+from replicator.app.recovery import recover_snapshots
 from replicator.app.upkeep import Collecting, Mending, Scrubbing
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.model import Snapshot
@@ -84,6 +85,11 @@ class CataloguedPeers:
     def note_seen(self, site_id: SiteId) -> None:
         self._catalog.peers.note_seen(site_id)
 
+    def note_incarnation(self, site_id: SiteId, incarnation: bytes) -> None:
+        if self._catalog.peers.note_incarnation(site_id, incarnation):
+            forgotten = self._catalog.forget_receipts(site_id)
+            get_logger().warning("peer.reborn", peer=self.name_of(site_id), receipts_forgotten=forgotten)
+
     def admit(self, request: PairJoin, proof: bytes) -> ErrorCode:
         try:
             verify_signature(request.site_id, proof, request.proof)
@@ -109,6 +115,10 @@ class _Base:
     offload: Offload
 
 
+_WHOLE = "catalogue.whole"
+"""Set once a catalogue has been checked against the store: a new one, and one that was lost, are not."""
+
+
 @contextmanager
 def _open_base(root: Path) -> Iterator[_Base]:
     state = StateFolder(root)
@@ -119,6 +129,9 @@ def _open_base(root: Path) -> Iterator[_Base]:
     try:
         catalog = Catalog(state.catalog, clock=clock)
         try:
+            if catalog.fact(_WHOLE) is None:
+                recover_snapshots(store, catalog)
+                catalog.set_fact(_WHOLE, "yes")
             state.memo.mkdir(exist_ok=True)
             yield _Base(config, state, identity, store, catalog, ThreadOffload())
         finally:

@@ -225,6 +225,30 @@ class Catalog:
                 (volume_id, every_s, keep, now),
             )
 
+    def set_exclude(self, volume_id: bytes, patterns: tuple[str, ...]) -> None:
+        """What later snapshots of a volume leave out."""
+        with self.db.write() as connection:
+            connection.execute("UPDATE volumes SET exclude = ? WHERE volume_id = ?", (json.dumps(patterns), volume_id))
+
+    def end_protection(self, volume_id: bytes) -> None:
+        """No more schedule and no more syncs of this volume; what was taken stays."""
+        with self.db.write() as connection:
+            connection.execute("DELETE FROM protections WHERE volume_id = ?", (volume_id,))
+            connection.execute("DELETE FROM syncs WHERE volume_id = ?", (volume_id,))
+
+    def remove_sync(self, sync_id: str) -> None:
+        """Raises `NotFound`."""
+        with self.db.write() as connection:
+            if not connection.execute("DELETE FROM syncs WHERE sync_id = ?", (sync_id,)).rowcount:
+                raise NotFound(f"There is no sync {sync_id!r}.", hint="`replicator sync list` shows them.")
+
+    def pause_sync(self, sync_id: str, *, paused: bool) -> None:
+        """Raises `NotFound`."""
+        with self.db.write() as connection:
+            sql = "UPDATE syncs SET paused = ?, next_try_ns = 0 WHERE sync_id = ?"
+            if not connection.execute(sql, (int(paused), sync_id)).rowcount:
+                raise NotFound(f"There is no sync {sync_id!r}.", hint="`replicator sync list` shows them.")
+
     def protections(self) -> list[Protection]:
         rows = self.db.read().execute("SELECT * FROM protections ORDER BY next_run_ns")
         return [Protection(*row) for row in rows]
@@ -289,6 +313,11 @@ class Catalog:
         """When each peer last proved that it holds a snapshot."""
         rows = self.db.read().execute("SELECT snapshot_id, site_id, received_ns FROM receipts")
         return {(SnapshotId(row[0]), SiteId(row[1])): row[2] for row in rows}
+
+    def forget_receipts(self, site_id: bytes) -> int:
+        """What a site signed for before it lost its state counts no more. Returns how many receipts that were."""
+        with self.db.write() as connection:
+            return connection.execute("DELETE FROM receipts WHERE site_id = ?", (site_id,)).rowcount
 
     def expect(self, volume_id: bytes, peer: bytes, *, every_s: int) -> None:
         """A snapshot came, and the next is promised within `every_s`; 0 is no promise."""

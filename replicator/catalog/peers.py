@@ -78,6 +78,15 @@ class Peers:
         with self._db.write() as connection:
             connection.execute("UPDATE peers SET last_seen_ns = ? WHERE site_id = ?", (self._clock.now_ns(), site_id))
 
+    def note_incarnation(self, site_id: bytes, incarnation: bytes) -> bool:
+        """Remember it. Returns whether the site had another one before, that is, has lost state since."""
+        with self._db.write() as connection:
+            row = connection.execute("SELECT incarnation FROM peers WHERE site_id = ?", (site_id,)).fetchone()
+            if row is None or row[0] == incarnation:
+                return False
+            connection.execute("UPDATE peers SET incarnation = ? WHERE site_id = ?", (incarnation, site_id))
+            return row[0] is not None
+
     def revoke(self, site_id: bytes) -> None:
         """Trust a site no more, and forget what was promised to it and by it. The caller cuts its links.
 

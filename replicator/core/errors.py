@@ -101,12 +101,13 @@ class SegmentLost(StoreError):
 
     code, exit_code, retryable = "segment_lost", 74, True
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, numbers: frozenset[int]) -> None:
         super().__init__(
-            f"Segment {number} was deleted while it was written to; nothing of that was acknowledged.",
+            f"Segment {', '.join(map(str, sorted(numbers)))} was deleted while it was written to; "
+            "nothing of that was acknowledged.",
             hint="Run it again, and find out who deletes files of the store.",
         )
-        self.number = number
+        self.numbers = numbers
 
 
 class LeaseLost(StoreError):

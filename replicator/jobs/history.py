@@ -8,12 +8,12 @@ carries on.
 
 import json
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from replicator.core.database import Database
-from replicator.core.errors import ConfigError, NotFound
+from replicator.core.errors import ConfigError, NotFound, StoreError
 from replicator.core.logging import get_logger
 from replicator.core.ports import WallClock
 
@@ -31,6 +31,8 @@ _MIGRATIONS: Final = (
 UNFINISHED: Final = ("queued", "running")
 _KEPT: Final = 5000
 """Finished jobs that stay in the table: months of hourly work."""
+
+_UNWRITTEN_MAX: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +56,45 @@ class JobHistory:
     def __init__(self, path: Path, *, clock: WallClock) -> None:
         self._db = _open(path)
         self._clock = clock
+        self._unwritten: dict[str, JobRow] = {}
+        """Jobs whose last change could not be written: a full disk must not keep anybody from restoring, nor from
+        learning how it went. At the next start such a job is forgotten, or run again."""
 
     def close(self) -> None:
         self._db.close()
 
     def enter(self, job_id: str, kind: str, args: dict[str, Any]) -> JobRow:
-        """Durably; an id that is there already keeps its first meaning."""
+        """Durably, if the disk lets us; an id that is there already keeps its first meaning."""
+        fresh = JobRow(job_id, kind, args, "queued", self._clock.now_ns(), None, None, None, None)
+        try:
+            self._insert(fresh)
+        except StoreError as error:
+            self._keep(fresh, error)
+        return self.get(job_id)
+
+    def _keep(self, row: JobRow, why: StoreError) -> None:
+        get_logger().error("job.not_written", job=row.job_id, kind=row.kind, state=row.state, error=why.message)
+        if row.state != "queued" or row.job_id not in self._unwritten:
+            self._unwritten[row.job_id] = row
+        for old in list(self._unwritten)[:-_UNWRITTEN_MAX]:
+            del self._unwritten[old]
+
+    def _insert(self, row: JobRow) -> None:
         with self._db.write() as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO jobs (job_id, kind, args, state, created_ns) VALUES (?, ?, ?, 'queued', ?)",
-                (job_id, kind, json.dumps(args), self._clock.now_ns()),
+                (row.job_id, row.kind, json.dumps(row.args), row.created_ns),
             )
             connection.execute(
                 "DELETE FROM jobs WHERE state NOT IN ('queued', 'running') AND created_ns < "
                 "(SELECT created_ns FROM jobs ORDER BY created_ns DESC LIMIT 1 OFFSET ?)",
                 (_KEPT,),
             )
-        return self.get(job_id)
 
     def get(self, job_id: str) -> JobRow:
         """Raises `NotFound`."""
+        if job_id in self._unwritten:
+            return self._unwritten[job_id]
         rows = self._rows("WHERE job_id = ?", (job_id,))
         if not rows:
             raise NotFound(f"There is no job {job_id!r}.")
@@ -83,7 +104,8 @@ class JobHistory:
         return self._rows("WHERE state IN ('queued', 'running') ORDER BY created_ns", ())
 
     def newest(self, *, limit: int) -> list[JobRow]:
-        return self._rows("ORDER BY created_ns DESC LIMIT ?", (limit,))
+        rows = {row.job_id: row for row in self._rows("ORDER BY created_ns DESC LIMIT ?", (limit,))} | self._unwritten
+        return sorted(rows.values(), key=lambda row: row.created_ns, reverse=True)[:limit]
 
     def _rows(self, clause: str, values: tuple[object, ...]) -> list[JobRow]:
         sql = "SELECT job_id, kind, args, state, created_ns, started_ns, finished_ns, result, error FROM jobs "
@@ -93,20 +115,31 @@ class JobHistory:
         ]
 
     def start(self, job_id: str) -> None:
-        with self._db.write() as connection:
-            connection.execute(
-                "UPDATE jobs SET state = 'running', started_ns = ? WHERE job_id = ?", (self._clock.now_ns(), job_id)
-            )
+        self._change(replace(self.get(job_id), state="running", started_ns=self._clock.now_ns()))
 
     def finish(self, job_id: str, state: str, *, result: dict[str, Any] | None, error: dict[str, Any] | None) -> None:
-        with self._db.write() as connection:
-            connection.execute(
-                "UPDATE jobs SET state = ?, finished_ns = ?, result = ?, error = ? WHERE job_id = ?",
-                (
-                    state, self._clock.now_ns(), None if result is None else json.dumps(result),
-                    None if error is None else json.dumps(error), job_id,
-                ),
-            )  # fmt: skip
+        now = self._clock.now_ns()
+        self._change(replace(self.get(job_id), state=state, finished_ns=now, result=result, error=error))
+
+    def _change(self, row: JobRow) -> None:
+        try:
+            with self._db.write() as connection:
+                connection.execute(
+                    "UPDATE jobs SET state = ?, started_ns = ?, finished_ns = ?, result = ?, error = ? "
+                    "WHERE job_id = ?",
+                    (
+                        row.state, row.started_ns, row.finished_ns, _dump(row.result), _dump(row.error), row.job_id,
+                    ),
+                )  # fmt: skip
+        except StoreError as error:
+            self._keep(row, error)
+        else:
+            if row.job_id in self._unwritten:
+                self._unwritten[row.job_id] = row
+
+
+def _dump(value: dict[str, Any] | None) -> str | None:
+    return None if value is None else json.dumps(value)
 
 
 def _open(path: Path) -> Database:

@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from replicator.core.errors import NotFound, ReplicatorError, StoreError, UsageError
+from replicator.core.errors import NotFound, ReplicatorError, UsageError
 from replicator.core.logging import get_logger
 from replicator.core.progress import Progress, ProgressView
 from replicator.jobs.history import UNFINISHED, JobHistory, JobRow
@@ -114,17 +114,13 @@ class JobRunner:
             state, error = "failed", {"code": "internal", "message": message, "hint": hint, "exit_code": 70}
         if state == "cancelled" and not scope.cancelled_caught:
             return  # the node is going down: the job stays unfinished, and is taken up at the next start
-        try:
-            self._history.finish(row.job_id, state, result=result, error=error)
-        except StoreError as problem:
-            # A full disk. The job counts as unfinished: it is run again at the next start, and carries on.
-            log.error("job.not_noted", state=state, error=str(problem))
+        self._history.finish(row.job_id, state, result=result, error=error)
         self._forget(row.job_id)
         took_s = round(trio.current_time() - began, 3)
         if error is not None:
             log.warning("job.failed", error=error["message"], code=error["code"], took_s=took_s)
         else:
-            log.info(f"job.{state}", took_s=took_s, **_brief(result))
+            log.info(f"job.{state}", **{**_brief(result), "took_s": took_s})
 
     def _forget(self, job_id: str) -> None:
         self._contexts.pop(job_id, None)

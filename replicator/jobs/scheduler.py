@@ -56,7 +56,8 @@ def pending_snapshots(
     volumes = {
         volume.volume_id
         for volume in catalog.volumes()
-        if sync.volume_id in (EVERY_VOLUME, volume.volume_id) and volume.origin != sync.peer
+        # "Every volume" does not send a site its own back; a sync that names the volume does: the way home.
+        if volume.volume_id == sync.volume_id or (sync.volume_id == EVERY_VOLUME and volume.origin != sync.peer)
     }
     return [
         snapshot

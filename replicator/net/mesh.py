@@ -264,6 +264,8 @@ class Mesh:
 
     async def _announce(self, link: Link) -> None:
         await link.ready.wait()
+        if link.peer_hello is not None:
+            self._book.note_incarnation(link.peer, link.peer_hello.incarnation)
         if not link.is_open:
             return
         self.dial_errors.pop(link.peer, None)

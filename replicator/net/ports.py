@@ -21,6 +21,10 @@ class PeerBook(Protocol):
 
     def note_seen(self, site_id: SiteId) -> None: ...
 
+    def note_incarnation(self, site_id: SiteId, incarnation: bytes) -> None:
+        """A site that has lost state comes with a new incarnation: what it once signed for proves nothing now."""
+        ...
+
     def admit(self, request: PairJoin, proof: bytes) -> ErrorCode:
         """Check the proof (over the bytes `proof`) and the secret; on OK the site is a peer, durably."""
         ...

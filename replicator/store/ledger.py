@@ -75,6 +75,9 @@ class Ledger:
         return {BlockId(row[0]) for row in self._select("SELECT id FROM blocks WHERE id IN", ids)}
 
     def condemned_among(self, ids: Sequence[BlockId]) -> set[BlockId]:
+        # Nearly always the table is empty, and this is asked for every batch of every writer.
+        if not self._db.read().execute("SELECT EXISTS (SELECT 1 FROM condemned)").fetchone()[0]:
+            return set()
         return {BlockId(row[0]) for row in self._select("SELECT id FROM condemned WHERE id IN", ids)}
 
     def places(self, ids: Sequence[BlockId]) -> dict[BlockId, tuple[Place, int]]:
@@ -91,6 +94,10 @@ class Ledger:
         for at in range(0, len(ids), _BATCH):
             part = ids[at : at + _BATCH]
             yield from connection.execute(f"{sql} ({','.join('?' * len(part))})", part)
+
+    def of_kind(self, kind: int) -> list[BlockId]:
+        """All blocks of a kind. Reads every row: for a disaster, not for every day."""
+        return [BlockId(row[0]) for row in self._db.read().execute("SELECT id FROM blocks WHERE kind = ?", (kind,))]
 
     def in_segment(self, number: int, *, from_offset: int, limit: int) -> list[tuple[BlockId, Place, int]]:
         """What a segment should hold from an offset on, in the order of offsets."""

@@ -233,7 +233,7 @@ class LocalStore:
                 raise
             except SegmentLost as error:
                 # Whoever wrote there must not be told "committed" by a later flush that finds nothing to do.
-                self._committing = {b: e for b, e in self._committing.items() if e[1].segment != error.number}
+                self._committing = {b: e for b, e in self._committing.items() if e[1].segment not in error.numbers}
                 self.leases.break_all()
                 raise
             finally:

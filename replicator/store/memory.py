@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from sortedcontainers import SortedDict
+
 from protocol.errors import ProtocolError
 from protocol.ids import BlockId
 from protocol.wire.envelope import Buffer, Header, unseal
@@ -52,7 +54,7 @@ class MemoryDisk:
     """Sealed bytes that fit, reserve included; None for no end."""
     epoch: int = 1
     verified_ns: int | None = None
-    _rows: dict[BlockId, _Row] = field(default_factory=dict)
+    _rows: dict[BlockId, _Row] = field(default_factory=SortedDict)  # `ids` hands them out in order
     _broken: dict[BlockId, Fault] = field(default_factory=dict)
     _tail: int = 0
 
@@ -216,7 +218,7 @@ class MemoryStore:
 
     def ids(self) -> Iterator[bytes]:
         with self._lock:
-            ordered = sorted(self.disk._rows)
+            ordered = list(self.disk._rows)
         for at in range(0, len(ordered), _IDS_BATCH):
             yield b"".join(ordered[at : at + _IDS_BATCH])
 

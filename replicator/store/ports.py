@@ -8,7 +8,7 @@ has a port of its own, `BlockReader`, which `repair` provides.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from protocol.ids import BlockId
 from protocol.wire.envelope import Buffer, Header
@@ -25,8 +25,7 @@ class Cause(Enum):
     """The disk answers with an error."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a sealed block lies."""
 
     segment: int
@@ -44,8 +43,7 @@ class Fault:
     place: Place | None
 
 
-@dataclass(frozen=True, slots=True)
-class SealedBlock:
+class SealedBlock(NamedTuple):
     """A block ready to be stored: its header, and the whole of its sealed bytes."""
 
     header: Header

@@ -124,6 +124,7 @@ class SegmentFiles:
 
         Raises `StoreReadOnly`, `SegmentLost`.
         """
+        lost: set[int] = set()
         for number, handle in taken:
             try:
                 os.fdatasync(handle)
@@ -132,7 +133,9 @@ class SegmentFiles:
                 raise StoreReadOnly(self.poisoned, hint="Check the disk, then restart the node.") from error
             if not os.fstat(handle).st_nlink:
                 # Flushed into a file without a name: nobody will ever read it again.
-                raise SegmentLost(number)
+                lost.add(number)
+        if lost:
+            raise SegmentLost(frozenset(lost))
 
     def close_retired(self) -> None:
         """Close full segments whose bytes are flushed."""

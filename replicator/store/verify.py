@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from protocol.errors import ProtocolError
 from protocol.ids import BlockId
@@ -19,8 +18,7 @@ _GAP_MAX: Final = 32 * 1024
 """Reading on over a gap of this size costs less than a second read (measured: 24 µs a call, 3 GB/s cold)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """One block of a run that was read: sound, with its sealed bytes and body, or a fault."""
 
     wanted: Wanted

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
-from protocol.errors import ErrorCode, Unexpected
+from protocol.errors import ErrorCode, ProtocolError, Unexpected
 from protocol.ids import BLOCK_ID_BYTES, BlockId, SnapshotId, split_ids
 from protocol.machines.reconcile import Reconciled, Reconciliation
 from protocol.messages.registry import Message
@@ -22,6 +22,7 @@ from protocol.wire.frames import Lane
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.manifest.walk import closure
 from replicator.catalog.records import SnapshotRecord
+from replicator.core.errors import PeerError
 from replicator.core.ports import Entropy, Offload
 from replicator.index.tokens import TokenKey
 from replicator.index.view import FrozenSet
@@ -67,10 +68,13 @@ class Auditor:
         nonce = self._entropy.token(16)
         machine = await self._machine(packed, record.snapshot_id, nonce)
         first, *rest = await self._offload.run(machine.start)
-        async with link.open(first, lane=Lane.SYNC, end=False) as stream:
-            for message in rest:
-                await stream.send(message)
-            result = await _converse(stream, machine, self._offload)
+        try:
+            async with link.open(first, lane=Lane.SYNC, end=False) as stream:
+                for message in rest:
+                    await stream.send(message)
+                result = await _converse(stream, machine, self._offload)
+        except ProtocolError as error:
+            raise PeerError(f"{link.name} compared in a way that makes no sense: {error.why}.") from error
         return Audited(
             blocks=len(packed) // BLOCK_ID_BYTES,
             shared=result.shared_count,

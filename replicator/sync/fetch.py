@@ -28,7 +28,7 @@ from replicator.store.ports import BlockStore, Lease, SealedBlock
 REQUESTS: Final = 4
 _REQUEST_IDS: Final = 128
 """8 MiB of image blocks: as much as a stream's credit lets through without waiting."""
-_STORE_BYTES: Final = 2 * 1024 * 1024
+_STORE_BYTES: Final = 4 * 1024 * 1024
 _COMMIT_BYTES: Final = 256 * 1024 * 1024
 
 

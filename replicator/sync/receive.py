@@ -132,7 +132,7 @@ async def _tell_progress(stream: Stream, session: "_Session") -> None:
                 blocks_done=counts.received,
                 blocks_known=counts.wanted,
                 bytes_done=counts.sealed_bytes,
-                bytes_known=counts.body_bytes,
+                body_bytes_done=counts.body_bytes,
                 plan_is_complete=session.plan_is_complete,
             )
         )

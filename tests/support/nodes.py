@@ -5,6 +5,7 @@ joined in a node; only signals and the API's doors are left out. A `Node` is a p
 started, asked, killed and started again, each with a bound on the wait.
 """
 
+import atexit
 import json
 import os
 import re
@@ -213,7 +214,14 @@ class Said:
 
 
 def run_cli(*words: str, state: Path | None = None, prefix: tuple[str, ...] = (), cwd: Path | None = None) -> Said:
-    """One command of the real program, in a process of its own. Never a traceback, whatever it is asked."""
+    """One command of the real program, in a process of its own. Never a traceback, whatever it is asked.
+
+    Without a `prefix` it is forked from one that has loaded the program already: the same, but ten times as quick.
+    """
+    if not prefix and cwd is None:
+        done = _FORKS.run([*words, *(() if state is None else ("--state", str(state)))])
+        assert "Traceback" not in done.out + done.err, done.err
+        return done
     command = [*prefix, *PROGRAM, *words, *(() if state is None else ("--state", str(state)))]
     path = f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}"
     done = subprocess.run(
@@ -222,6 +230,29 @@ def run_cli(*words: str, state: Path | None = None, prefix: tuple[str, ...] = ()
     said = Said(done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     return said
+
+
+class _Forks:
+    """A process that has loaded the program and waits: each line it reads is a command, run in a child of its own."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, words: list[str]) -> Said:
+        if self._process is None:
+            path = f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}"
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.forks"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                text=True, env={**os.environ, "PYTHONPATH": path},
+            )  # fmt: skip
+            atexit.register(self._process.kill)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(words) + "\n")
+        self._process.stdin.flush()
+        return Said(**json.loads(self._process.stdout.readline()))
+
+
+_FORKS = _Forks()
 
 
 class Node:
@@ -250,16 +281,17 @@ class Node:
 
     def _read_until_ready(self) -> dict[str, Any]:
         assert self.process is not None and self.process.stdout is not None
-        text, deadline = "", time.monotonic() + PATIENCE_S
+        text, deadline, out = "", time.monotonic() + PATIENCE_S, self.process.stdout.fileno()
         while time.monotonic() < deadline:
-            ready, _, _ = select.select([self.process.stdout], [], [], 0.5)
+            ready, _, _ = select.select([out], [], [], 0.5)
             if ready:
-                line = self.process.stdout.readline()
-                if not line:
+                piece = os.read(out, 65536).decode()
+                if not piece:
                     break
-                text += line
-                if line.startswith("}"):
+                text += piece
+                if text.endswith("}\n"):
                     said: dict[str, Any] = json.loads(text)
+                    assert "error" not in said, said
                     return said
         raise AssertionError(f"{self.name} did not come up: {text} {self.log()[-2000:]}")
 

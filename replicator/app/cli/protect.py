@@ -8,13 +8,14 @@ from cyclopts import App, Parameter
 from replicator.app.cli.common import DEFAULT, Common, connect, in_url, run_job
 from replicator.app.cli.output import age, table
 from replicator.core.errors import EXIT_FINDINGS, EXIT_OK
-from replicator.core.units import format_size, parse_span
+from replicator.core.units import format_size, format_span, parse_span
 
 snapshot = App(name="snapshot", help="Take, list, look into and delete snapshots.")
 
 
 def register(app: App) -> None:
     app.command(protect)
+    app.command(unprotect)
     app.command(snapshot)
 
 
@@ -46,10 +47,25 @@ def protect(
     value = connect(common).post("/v1/protect", body)
 
     def human() -> None:
-        promise = f"every {every}, keeping {keep or 'all'}" if every else "when you say `replicator snapshot create`"
+        often = f"every {format_span(value['every_s'])}, keeping {value['keep'] or 'all'}"
+        promise = often if value["every_s"] else "when you say `replicator snapshot create`"
         print(f"{value['volume']} ({value['kind']}) is protected: {promise}.")
 
     common.output().result(value, human)
+    return 0
+
+
+def unprotect(
+    volume: Annotated[str, Parameter(help="Its name, path, or the beginning of its id.")], *, common: Common = DEFAULT
+) -> int:
+    """End a volume's schedule and syncs. Its snapshots stay, here and on the peers, until they are deleted.
+
+    Exit codes: 0 done, 66 no such volume, 69 the node is down.
+    """
+    found = connect(common).get("/v1/volumes")
+    by_path = [one["volume_id"] for one in found if one["path"] == os.path.abspath(volume)]
+    value = connect(common).delete(f"/v1/protect/{in_url(by_path[0] if by_path else volume)}")
+    common.output().result(value, lambda: print(f"{value['volume']} has no schedule any more; its snapshots stay."))
     return 0
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from replicator.app.cli.common import DEFAULT, Common, connect, run_job
+from replicator.app.cli.common import DEFAULT, Common, connect, in_url, run_job
 from replicator.app.cli.output import age, table
 from replicator.core.errors import NotFound
 from replicator.core.units import format_size, format_span
@@ -66,6 +66,30 @@ def _print_runs(runs: list[dict[str, Any]]) -> None:
                 f"({format_size(sent['rate_bytes'])}/s), {sent['blocks_twice']} sent twice; "
                 f"the difference took {format_size(sent['summary_bytes'])} and {sent['round_trips']} round trips"
             )
+
+
+@sync.command
+def remove(sync_id: Annotated[str, Parameter(help="As `sync list` shows it.")], *, common: Common = DEFAULT) -> int:
+    """End a sync; what the peer holds stays there. Exit codes: 0, 66 no such sync, 69 the node is down."""
+    value = connect(common).delete(f"/v1/syncs/{in_url(sync_id)}")
+    common.output().result(value, lambda: print(f"Sync {value['removed']} is gone."))
+    return 0
+
+
+@sync.command
+def pause(sync_id: Annotated[str, Parameter(help="As `sync list` shows it.")], *, common: Common = DEFAULT) -> int:
+    """Send nothing more until `sync resume`. Exit codes: 0, 66 no such sync, 69 the node is down."""
+    value = connect(common).post(f"/v1/syncs/{in_url(sync_id)}/pause", {"paused": True})
+    common.output().result(value, lambda: print(f"Sync {value['sync_id']} is paused."))
+    return 0
+
+
+@sync.command
+def resume(sync_id: Annotated[str, Parameter(help="As `sync list` shows it.")], *, common: Common = DEFAULT) -> int:
+    """Go on with a paused sync. Exit codes: 0, 66 no such sync, 69 the node is down."""
+    value = connect(common).post(f"/v1/syncs/{in_url(sync_id)}/pause", {"paused": False})
+    common.output().result(value, lambda: print(f"Sync {value['sync_id']} goes on."))
+    return 0
 
 
 @sync.command(name="list")

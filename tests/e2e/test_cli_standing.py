@@ -1,0 +1,73 @@
+"""A standing promise on two real nodes: `protect --every 1s --keep 3 --to cabin`."""
+
+import os
+import signal
+import stat
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.nodes import Node, become_peers, eventually, started, tree_of, write_tree
+
+pytestmark = pytest.mark.slow
+
+
+def test_snapshots_come_on_time_are_pruned_to_the_rule_and_each_reaches_the_peer(tmp_path: Path) -> None:
+    home, cabin = Node(tmp_path / "home", "home"), Node(tmp_path / "cabin", "cabin")
+    data = write_tree(tmp_path / "data", files=3, size=2000)
+    with started(home, cabin):
+        become_peers(home, cabin)
+        said = home.cli("protect", str(data), "--every", "1s", "--keep", "3", "--to", "cabin")
+        assert said.code == 0, said
+        began = time.time()
+        seen: dict[str, int] = {}
+
+        def look() -> int:
+            for one in cabin.client.get("/v1/snapshots"):
+                seen[one["snapshot"]] = one["taken_ns"]
+            return len(seen)
+
+        eventually(lambda: look() >= 6)
+        took_s = time.time() - began
+        assert took_s < 20
+        [volume] = home.status()["volumes"]
+        # Three by the rule, the one that the peer signed for last, and one that has just been taken.
+        assert 3 <= volume["snapshots"] <= 5
+        assert volume["protection"]["last_success_s"] < 5 and volume["protection"]["next_run_s"] <= 1
+        assert "cabin" in eventually(lambda: home.client.get("/v1/snapshots")[-2]["held_by"])
+        gaps = sorted(seen.values())
+        assert all(late - early >= 0.5e9 for early, late in zip(gaps, gaps[1:], strict=False)), "none was made twice"
+        text = home.cli("status").out
+        assert ("LAST SUCCESS" in text and "NEXT" in text and "idle" in text) or "syncing" in text
+
+        # The doors.
+        assert stat.S_IMODE(os.stat(home.root / "api.sock").st_mode) == 0o600
+        with httpx.Client(base_url=f"http://{home.http}") as outside:
+            assert outside.get("/health").json() == {"health": "up"}
+            assert outside.get("/v1/status").json()["site"] == "home"
+            families = list(text_string_to_metric_families(outside.get("/metrics").text))
+            assert {family.name for family in families} >= {"replicator_store_blocks", "replicator_volume_snapshots"}
+            for method, path in (
+                ("POST", "/v1/jobs"), ("POST", "/v1/pair/invite"), ("DELETE", "/v1/peers/cabin"), ("POST", "/v1/protect"),
+                ("GET", "/v1/snapshots"), ("POST", "/v1/throttle"), ("DELETE", "/v1/snapshots/data"), ("GET", "/v1/jobs"),
+            ):  # fmt: skip
+                assert outside.request(method, path, json={}).status_code in (404, 405), path
+
+        # The same folder comes back from the peer.
+        assert cabin.cli("restore", "data", str(tmp_path / "back")).code == 0
+        assert tree_of(tmp_path / "back") == tree_of(data)
+
+        # The source dies: it can say nothing any more, so the peer does.
+        home.kill()
+        alerts = eventually(lambda: [one for one in cabin.status()["alerts"] if one["subject"] == "home/data"])
+        assert alerts[0]["kind"] == "peer_missed_schedule" and alerts[0]["hint"]
+        assert cabin.cli("status").code == 1
+        # And comes back: one missed snapshot is made up for, and the alarm ends by itself.
+        home.start()
+        eventually(lambda: not [one for one in cabin.status()["alerts"] if one["kind"] == "peer_missed_schedule"])
+        assert cabin.cli("verify").code == 0
+        assert home.stop(signal.SIGTERM) == 0
+        assert "Traceback" not in home.log() + cabin.log()

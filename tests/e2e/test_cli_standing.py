@@ -4,6 +4,7 @@ import os
 import signal
 import stat
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -39,9 +40,9 @@ def test_snapshots_come_on_time_are_pruned_to_the_rule_and_each_reaches_the_peer
         assert volume["protection"]["last_success_s"] < 5 and volume["protection"]["next_run_s"] <= 1
         assert "cabin" in eventually(lambda: home.client.get("/v1/snapshots")[-2]["held_by"])
         gaps = sorted(seen.values())
-        assert all(late - early >= 0.5e9 for early, late in zip(gaps, gaps[1:], strict=False)), "none was made twice"
+        assert all(late - early >= 0.5e9 for early, late in pairwise(gaps)), "none was made twice"
         text = home.cli("status").out
-        assert ("LAST SUCCESS" in text and "NEXT" in text and "idle" in text) or "syncing" in text
+        assert "LAST SUCCESS" in text and "NEXT" in text and "cabin" in text
 
         # The doors.
         assert stat.S_IMODE(os.stat(home.root / "api.sock").st_mode) == 0o600
@@ -51,8 +52,8 @@ def test_snapshots_come_on_time_are_pruned_to_the_rule_and_each_reaches_the_peer
             families = list(text_string_to_metric_families(outside.get("/metrics").text))
             assert {family.name for family in families} >= {"replicator_store_blocks", "replicator_volume_snapshots"}
             for method, path in (
-                ("POST", "/v1/jobs"), ("POST", "/v1/pair/invite"), ("DELETE", "/v1/peers/cabin"), ("POST", "/v1/protect"),
-                ("GET", "/v1/snapshots"), ("POST", "/v1/throttle"), ("DELETE", "/v1/snapshots/data"), ("GET", "/v1/jobs"),
+                ("POST", "/v1/jobs"), ("POST", "/v1/pair/invite"), ("POST", "/v1/protect"), ("POST", "/v1/throttle"),
+                ("DELETE", "/v1/peers/cabin"), ("DELETE", "/v1/snapshots/data"), ("GET", "/v1/snapshots"),
             ):  # fmt: skip
                 assert outside.request(method, path, json={}).status_code in (404, 405), path
 

@@ -14,6 +14,7 @@ from replicator.core.errors import NotFound, ReplicatorError, UsageError
 from replicator.core.logging import get_logger
 from replicator.core.progress import Progress, ProgressView
 from replicator.jobs.history import UNFINISHED, JobHistory, JobRow
+from replicator.jobs.turns import Turns
 
 
 @dataclass(slots=True)
@@ -56,7 +57,7 @@ class JobRunner:
         self._nursery: trio.Nursery | None = None
         self._contexts: dict[str, JobContext] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
-        self._locks: dict[str, trio.Lock] = {}
+        self._turns = Turns()
         self._ended: dict[str, trio.Event] = {}
 
     async def run(self, *, started: trio.Event) -> None:
@@ -87,7 +88,12 @@ class JobRunner:
         self._contexts[row.job_id] = context
         self._scopes[row.job_id] = trio.CancelScope()
         self._ended[row.job_id] = trio.Event()
+        self._turns.line_up(self._key_of(row), row.job_id)
         self._nursery.start_soon(self._run_one, row, context)
+
+    def _key_of(self, row: JobRow) -> str:
+        kind = self._kinds.get(row.kind)
+        return "" if kind is None else kind.exclusive(row.args)
 
     async def _run_one(self, row: JobRow, context: JobContext) -> None:
         log = get_logger(job=row.job_id, kind=row.kind)
@@ -97,8 +103,7 @@ class JobRunner:
         try:
             with scope:
                 kind = self._kind(row.kind)
-                key = kind.exclusive(row.args)
-                async with self._locks.setdefault(key, trio.Lock()) if key else trio.Semaphore(1):
+                async with self._turns.turn(self._key_of(row), row.job_id):
                     self._history.start(row.job_id)
                     result = await kind.run(context)
                     state = "done"

@@ -67,7 +67,6 @@ class Receiver:
     def __init__(self, ports: ReceiverPorts) -> None:
         self._ports = ports
         self._locks: dict[SnapshotId, trio.Lock] = {}
-        self.active: dict[SnapshotId, Fetcher] = {}
 
     async def offered(self, stream: Stream, request: Message) -> None:
         """Answer an `OfferSnapshot`."""
@@ -96,7 +95,6 @@ class Receiver:
             if ports.catalog.has_snapshot(record.snapshot_id):
                 await session.check_if_damaged()
                 return session.report()
-            self.active[record.snapshot_id] = session.fetcher
             async with open_work_nursery() as nursery:
                 nursery.start_soon(_tell_progress, stream, session)
                 nursery.start_soon(session.fetcher.run)
@@ -105,7 +103,6 @@ class Receiver:
             await session.publish(request.record)
             snapshot = ports.catalog.snapshot(record.snapshot_id)
         finally:
-            self.active.pop(record.snapshot_id, None)
             ports.store.end(lease)
         report = session.report()
         get_logger().info(

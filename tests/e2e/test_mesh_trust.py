@@ -142,6 +142,9 @@ async def test_idle_strangers_do_not_keep_a_peer_out(tmp_path: Path) -> None:
             began = trio.current_time()
             assert await is_served(cabin, home)
             assert trio.current_time() - began < 4  # Up to 1.5 of them is the dialler's own pause.
+            assert len(home.mesh._greeting) <= mesh_module._GREETING_MAX, "nor do they all keep a file open here"
+            with trio.fail_after(2):
+                assert await crowd[0].receive_some(1) == b"", "the one that has dawdled longest was cut"
             for stream in crowd:
                 await trio.aclose_forcefully(stream)
 

@@ -232,27 +232,34 @@ def run_cli(*words: str, state: Path | None = None, prefix: tuple[str, ...] = ()
     return said
 
 
-class _Forks:
+class Forks:
     """A process that has loaded the program and waits: each line it reads is a command, run in a child of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *prefix: str) -> None:
+        self._prefix = prefix
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, words: list[str]) -> Said:
         if self._process is None:
             path = f"{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}"
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.forks"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                text=True, env={**os.environ, "PYTHONPATH": path},
+                [*self._prefix, sys.executable, "-m", "tests.support.forks"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path},
             )  # fmt: skip
-            atexit.register(self._process.kill)
+            atexit.register(self.close)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(words) + "\n")
         self._process.stdin.flush()
         return Said(**json.loads(self._process.stdout.readline()))
 
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
-_FORKS = _Forks()
+
+_FORKS = Forks()
 
 
 class Node:

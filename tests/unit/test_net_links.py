@@ -179,6 +179,34 @@ def test_more_questions_than_streams_are_all_answered_in_turn() -> None:
     simulated(scenario)
 
 
+def test_streams_given_up_before_they_went_out_make_room_once_their_frames_have() -> None:
+    async def scenario() -> None:
+        near, far = a_wire()
+
+        async def answer(stream: Stream, request: Message) -> None:
+            await stream.send(SnapshotList(records=()), end=True)
+
+        slow = TokenBucket(100, clock=trio.current_time)
+        slow.take(1000)  # Nothing of a bulk lane leaves for ten seconds.
+        served = make_link(far, is_dialer=False, handlers={ListSnapshots: answer})
+        asked = make_link(near, is_dialer=True, outgoing=slow)
+
+        async def ask() -> None:
+            async with asked.open(ListSnapshots(volume_id=b""), lane=Lane.SYNC) as stream:
+                await stream.receive()
+
+        async with linked(asked, served):
+            with trio.move_on_after(1):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(STREAMS_MAX):
+                        nursery.start_soon(ask)
+            with trio.fail_after(600):
+                async with asked.open(ListSnapshots(volume_id=b""), lane=Lane.CONTROL) as stream:
+                    assert isinstance(await stream.receive(), SnapshotList)
+
+    simulated(scenario)
+
+
 def test_nobody_waits_for_a_stream_on_a_link_that_has_ended() -> None:
     async def scenario() -> None:
         near, far = a_wire()

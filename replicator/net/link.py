@@ -113,6 +113,8 @@ class Stream:
         self._link.wake()
 
     async def _wait_for_room(self, size: int) -> None:
+        # Also if there is room: a handler with much to say must not keep the link from hearing.
+        await trio.lowlevel.checkpoint()
         while True:
             if self._error is not None:
                 raise self._error

@@ -24,11 +24,11 @@ def run(words: list[str], out: Path, err: Path) -> int:
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     signal.alarm(_MOST_S)
-    if words[0] == "!":
-        os.execvp("sh", ["sh", "-c", words[1]])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    if words[0] == "!":
+        os.execvp("sh", ["sh", "-c", words[1]])
     try:
         main(words)
     except SystemExit as end:

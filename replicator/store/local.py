@@ -207,11 +207,11 @@ class LocalStore:
                 hint="Delete snapshots and run `replicator gc`, or give the disk more room.",
             )
 
-    def commit(self, lease: Lease) -> None:
+    def commit(self, lease: Lease, *, keep_cached: bool = True) -> None:
         self.leases.check(lease)
-        self.flush()
+        self.flush(keep_cached=keep_cached)
 
-    def flush(self) -> None:
+    def flush(self, *, keep_cached: bool = True) -> None:
         """Make everything that is pending durable, whoever appended it."""
         with self._commit_lock:
             with self._append_lock:
@@ -224,6 +224,8 @@ class LocalStore:
             done = False
             try:
                 self.files.sync(taken)
+                if not keep_cached:
+                    self.files.drop_cache(taken)
                 rows = list(self._committing.values())
                 for at in range(0, len(rows), _COMMIT_ROWS_MAX):
                     self.ledger.insert(rows[at : at + _COMMIT_ROWS_MAX])

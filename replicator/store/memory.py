@@ -120,7 +120,8 @@ class MemoryStore:
         if coming_bytes and self.disk.bytes_max is not None and used + coming_bytes > self.disk.bytes_max:
             raise StoreFull(f"{used} of {self.disk.bytes_max} bytes are taken.", hint="Delete snapshots.")
 
-    def commit(self, lease: Lease) -> None:
+    def commit(self, lease: Lease, *, keep_cached: bool = True) -> None:
+        del keep_cached  # there is no cache
         self.leases.check(lease)
         self.flush()
 

@@ -122,8 +122,11 @@ class BlockStore(Protocol):
         """
         ...
 
-    def commit(self, lease: Lease) -> None:
-        """Return when everything appended before is on the disk and in the ledger. Raises as `append` does."""
+    def commit(self, lease: Lease, *, keep_cached: bool = True) -> None:
+        """Return when everything appended before is on the disk and in the ledger. Raises as `append` does.
+
+        `keep_cached` False says that nobody is about to read it: its pages are better used for what comes next.
+        """
         ...
 
     def read(self, ids: Sequence[BlockId]) -> Bodies:

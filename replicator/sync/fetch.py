@@ -10,6 +10,7 @@ what is in the store is not wanted.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import trio
@@ -29,7 +30,7 @@ REQUESTS: Final = 4
 _REQUEST_IDS: Final = 128
 """8 MiB of image blocks: as much as a stream's credit lets through without waiting."""
 _STORE_BYTES: Final = 4 * 1024 * 1024
-_COMMIT_BYTES: Final = 256 * 1024 * 1024
+_COMMIT_BYTES: Final = 128 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -131,7 +132,7 @@ class Fetcher:
             raise PeerError(f"{self._link.name} did not answer for {len(waiting)} blocks.", hint="Try again.")
         if self._since_commit >= _COMMIT_BYTES:
             self._since_commit = 0
-            await self._offload.run(self._store.commit, self._lease)
+            await self._offload.run(partial(self._store.commit, self._lease, keep_cached=False))
 
     async def _keep(self, runs: list[bytes], waiting: set[BlockId]) -> None:
         if not runs:

@@ -102,6 +102,7 @@ class JobRunner:
         state, result, error = "cancelled", None, None
         try:
             with scope:
+                await trio.lowlevel.checkpoint()  # It may have been cancelled before its first step.
                 kind = self._kind(row.kind)
                 async with self._turns.turn(self._key_of(row), row.job_id):
                     self._history.start(row.job_id)
@@ -119,6 +120,7 @@ class JobRunner:
             state, error = "failed", {"code": "internal", "message": message, "hint": hint, "exit_code": 70}
         if state == "cancelled" and not scope.cancelled_caught:
             return  # the node is going down: the job stays unfinished, and is taken up at the next start
+        self._turns.leave(self._key_of(row), row.job_id)
         self._history.finish(row.job_id, state, result=result, error=error)
         self._forget(row.job_id)
         took_s = round(trio.current_time() - began, 3)

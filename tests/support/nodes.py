@@ -282,7 +282,11 @@ class Node:
                 [*prefix, *PROGRAM, "up", "--json", "--state", str(self.root)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip
-        said = self._read_until_ready()
+        try:
+            said = self._read_until_ready()
+        except BaseException:
+            self.kill()
+            raise
         self.http, self.address = said["http"], said["address"]
         return self
 

@@ -194,3 +194,13 @@ def test_a_damaged_table_is_put_aside_and_a_new_one_begun(tmp_path: Path) -> Non
     assert history.newest(limit=5) == []
     history.close()
     assert path.with_name("jobs.sqlite.damaged").exists()
+
+
+async def test_a_job_that_is_cancelled_before_its_first_step_does_not_hold_up_the_line(tmp_path: Path) -> None:
+    async with a_bench(tmp_path, exclusive="k") as bench:
+        bench.submit("cancelled", n=1)
+        bench.jobs.cancel("cancelled")
+        bench.submit("next", n=2)
+        with trio.fail_after(10):
+            assert (await bench.jobs.wait("next")).state == "done"
+        assert (await bench.jobs.wait("cancelled")).state == "cancelled"

@@ -18,6 +18,8 @@ from replicator.net.mesh import MeshConfig
 from replicator.net.pairing import split_address
 from replicator.store.config import StoreConfig
 
+_SCRUB_S_MIN: Final = 3600.0
+
 
 class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """What a node's file may say. Sizes, rates and spans are written as people write them."""
@@ -107,7 +109,7 @@ def _check_values(config: NodeConfig, where: str) -> None:
         ("rate_out", parse_rate, config.rate_out),
         ("rate_in", parse_rate, config.rate_in),
         ("gc_grace", parse_span, config.gc_grace),
-        ("scrub_every", parse_span, config.scrub_every),
+        ("scrub_every", _scrub_span, config.scrub_every),
         ("segment_size", parse_size, config.segment_size),
         ("reserve", parse_size, config.reserve),
     ]
@@ -118,6 +120,13 @@ def _check_values(config: NodeConfig, where: str) -> None:
             raise ConfigError(f"{where}: `{key}`: {error.message}", hint=error.hint) from None
     if config.log_level not in LOG_LEVELS:
         raise ConfigError(f"{where}: `log_level`: there is no {config.log_level!r}.", hint=f"One of {LOG_LEVELS}.")
+
+
+def _scrub_span(text: str) -> float:
+    seconds = parse_span(text)
+    if seconds < _SCRUB_S_MIN:
+        raise UsageError(f"{text!r} would read the disk all the time.", hint="Say 1h or more.")
+    return seconds
 
 
 def check_name(name: str) -> None:

@@ -93,6 +93,10 @@ class WorkerRunner:
                 state.last_error = str(error)
                 log.warning("worker.failed", error=str(error))
                 outcome = Idle(_RETRY_S)
+            except Exception as error:
+                state.last_error = f"an internal error: {error!r}"
+                log.exception("worker.bug")
+                outcome = Idle(_RETRY_S)
             match outcome:
                 case Busy():
                     state.state = "busy"

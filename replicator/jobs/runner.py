@@ -93,7 +93,10 @@ class JobRunner:
 
     def _key_of(self, row: JobRow) -> str:
         kind = self._kinds.get(row.kind)
-        return "" if kind is None else kind.exclusive(row.args)
+        try:
+            return "" if kind is None else kind.exclusive(row.args)
+        except (TypeError, ValueError, AttributeError, LookupError):
+            return ""  # arguments that make no sense: running the job will say so, in the job's own row
 
     async def _run_one(self, row: JobRow, context: JobContext) -> None:
         log = get_logger(job=row.job_id, kind=row.kind)

@@ -62,6 +62,7 @@ def first_sync(setting: Setting) -> Iterator[Row]:
                 "link_bytes_in": sent["link_bytes_in"],
                 "blocks": sent["blocks"],
                 "blocks_twice": sent["blocks_twice"],
+                "offer_to_receipt_s": sent["took_s"],
             }
             if setting.with_floor:
                 with _scratch(setting.work) as out:

@@ -26,7 +26,7 @@ from replicator.core.ports import Offload
 from replicator.net.link import Link
 from replicator.store.ports import BlockStore, Lease, SealedBlock
 
-REQUESTS: Final = 4
+REQUESTS: Final = 6
 _REQUEST_IDS: Final = 128
 """8 MiB of image blocks: as much as a stream's credit lets through without waiting."""
 _STORE_BYTES: Final = 4 * 1024 * 1024

@@ -1,6 +1,7 @@
 """What every test rests on: Trio, and Hypothesis with one profile for a laptop and one for the night."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +15,10 @@ settings.register_profile(
     "night", max_examples=5000, deadline=None, derandomize=False, print_blob=True, suppress_health_check=_SLOW_IS_FINE
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# A shell that starts a command with `&` has it ignore Ctrl-C, and all that it starts inherits that:
+# the tests that send one would wait for nothing.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

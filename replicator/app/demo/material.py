@@ -21,6 +21,8 @@ _FILES_MAX: Final = 9000
 _CANDIDATES: Final = ("/usr/lib/python3.11", "/usr/lib/python3", "/usr/share", "/usr/lib", "/etc")
 _IMAGE_BYTES: Final = 512 * 1024 * 1024
 _IMAGE_FILES_BYTES: Final = 120_000_000
+_IMAGE_FILES_BYTES_MIN: Final = 60_000_000
+"""Less than this would not fill the few segments that the demo damages, each in another way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +134,19 @@ def _make_image(image: Path, tree: Path) -> None:
     inside = image.with_name("inside")
     inside.mkdir()
     size = 0
-    for path, count in _walk(tree):
-        if size > _IMAGE_FILES_BYTES:
-            break
-        if path.is_symlink():
-            continue
-        size += count
-        beside = inside / path.relative_to(tree)
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, beside)
+    # A small PATH is topped up from this system: the image is a disk's, whatever the tree is.
+    tops = [(tree, _IMAGE_FILES_BYTES), *((Path(one), _IMAGE_FILES_BYTES_MIN) for one in _CANDIDATES)]
+    for top, bytes_max in tops:
+        for path, count in _walk(top):
+            if size > bytes_max:
+                break
+            if path.is_symlink():
+                continue
+            beside = inside / path.relative_to(top)
+            if not beside.exists():
+                size += count
+                beside.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, beside)
     with image.open("wb") as file:
         file.truncate(_IMAGE_BYTES)
     subprocess.run([mkfs, "-q", "-F", "-d", str(inside), str(image)], check=True, capture_output=True)

@@ -46,7 +46,7 @@ class Site:
         command = [
             *_program(), "init", "--state", str(self.state.root), "--name", self.name,
             "--listen", f"127.0.0.1:{free_port()}", "--http", f"127.0.0.1:{free_port()}",
-            "--rate-out", self._rate_out, "--segment-size", "16MiB",
+            "--rate-out", self._rate_out, "--segment-size", "4MiB",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -103,6 +103,10 @@ class Collector:
 
     def finish(self, mark: Mark, marks: Marks, *, grace_s: float, dry_run: bool) -> Collected:
         """Judge by `marks`, everything that the roots read after `mark` reach."""
+        with self._store.housekeeping:
+            return self._finish(mark, marks, grace_s=grace_s, dry_run=dry_run)
+
+    def _finish(self, mark: Mark, marks: Marks, *, grace_s: float, dry_run: bool) -> Collected:
         began = time.monotonic()
         ledger = self._store.ledger
         now_ns = self._clock.now_ns()

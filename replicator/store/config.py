@@ -19,3 +19,11 @@ class StoreConfig:
     """How long a block that nothing speaks for stays readable, and `gc undo` possible."""
     dead_share_min: float = 0.5
     """A segment is emptied and removed once this much of it is dead."""
+    ledger_fresh_rows_max: int = 196_608
+    """Rows of the ledger that wait in memory (some 50 MiB) before they become a run; after a crash as many are
+    read back from its log, in half a second."""
+    ledger_part_rows_max: int = 4 * MIB
+    """Rows in one part of the ledger's base: what a merge rewrites, and needs beside it, at once (192 MiB)."""
+    ledger_runs_max: int = 4
+    """Runs of one level before they are merged into one of the next: fewer make look-ups quicker, more make each row
+    be written again less often."""

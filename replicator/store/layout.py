@@ -2,7 +2,7 @@
 
 store/format        the version of all this, one line
 store/lock          held by the one process that has the store open
-store/ledger.sqlite where each block lies: a cache of the segments
+store/ledger/       where each block lies: a cache of the segments
 store/generation    how often the store was opened: tells a ledger that was set back from the last one
 store/segments/00000001.seg …
 """
@@ -25,7 +25,7 @@ class StoreLayout:
         self.root = root
         self.format = root / "format"
         self.lock = root / "lock"
-        self.ledger = root / "ledger.sqlite"
+        self.ledger = root / "ledger"
         self.generation = root / "generation"
         self.segments = root / "segments"
 

@@ -17,7 +17,6 @@ Invariant: an id is in the ledger only if a flush has covered its bytes.
 
 import errno
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +31,7 @@ from replicator.core.ports import SystemClock, WallClock
 from replicator.store.config import StoreConfig
 from replicator.store.layout import StoreLayout
 from replicator.store.leases import Leases
-from replicator.store.ledger import Ledger
+from replicator.store.opening import open_ledger, rebuilt_ledger, recover
 from replicator.store.ports import (
     Bodies,
     Cause,
@@ -45,12 +44,11 @@ from replicator.store.ports import (
     StoreStatistics,
     VerifiedPart,
 )
-from replicator.store.replay import Replayed, replay
+from replicator.store.replay import Replayed
 from replicator.store.segments import SegmentFiles
 from replicator.store.verify import Piece, Wanted, read_pieces
 
 _COMMIT_ROWS_MAX: Final = 50_000
-_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 _VERIFY_ROWS: Final = 256
 
 
@@ -72,7 +70,9 @@ class LocalStore:
         self._lock_handle = lock_handle
         self.leases = Leases(clock=monotonic)
         self.files = SegmentFiles(layout.segments, segment_bytes_max=config.segment_bytes_max)
-        self.ledger = _open_ledger(layout)
+        self.ledger = open_ledger(layout, config)
+        self.housekeeping = threading.Lock()
+        """Held by whoever removes segments or rows, or makes the ledger anew."""
         self._append_lock = threading.Lock()
         self._commit_lock = threading.Lock()
         self._pending: dict[BlockId, tuple[Header, Place]] = {}
@@ -100,7 +100,7 @@ class LocalStore:
                 layout, config or StoreConfig(), clock=clock or SystemClock(), monotonic=monotonic, lock_handle=handle
             )
             store.leases.epoch = max(1, store.ledger.fact("epoch"))
-            store._recover()
+            store.replayed = recover(layout, store.files, store.ledger, now_ns=store._clock.now_ns())
         except BaseException:
             os.close(handle)
             raise
@@ -113,36 +113,15 @@ class LocalStore:
             )
         return store
 
-    def _recover(self) -> None:
-        """Make the ledger tell the truth about the segments, and mark it as the newest there is.
+    def rebuild_ledger(self, why: str) -> None:
+        """Make the ledger anew from the segments, because something in it is not as it was written.
 
-        A ledger from a copy has accounted for bytes, but not for what happened to their blocks since:
-        it is cross-checked with every segment. (The ledger is marked before the file is, so that
-        a crash between the two leaves a ledger that is too new, which is none from a copy.)
+        Reads go on with what the old one knows; commits and collections wait, as long as it takes to read everything.
         """
-        generation, last = self.ledger.fact("generation"), self._layout.read_generation()
-        self._disown_lost()
-        if generation < last:
-            self.ledger.forget_segments(list(self.ledger.known_segments()))
-        self.replayed = replay(self.files, self.ledger)
-        self.ledger.set_fact("generation", max(generation, last) + 1)
-        self._layout.write_generation(max(generation, last) + 1)
-
-    def _disown_lost(self) -> None:
-        """Call nothing present whose bytes are not there: a segment was lost, or the ledger is older than the segments.
-
-        What lies elsewhere all the same is found by the replay that follows; the rest waits for repair.
-        """
-        known = self.ledger.known_segments()
-        self.files.number_taken = max(known, default=0)
-        lost: list[Fault] = []
-        for number, end in known.items():
-            size = self.files.size(number)
-            if size < end:
-                lost += self.ledger.beyond(number, end=size)
-        if lost:
-            self.ledger.quarantine(lost, now_ns=self._clock.now_ns())
-            get_logger().error("store.segments_lost", blocks=len(lost))
+        self.flush()
+        with self.housekeeping, self._commit_lock:
+            # The old one is not closed: a reader may be in the middle of it. It goes when nobody refers to it.
+            self.ledger = rebuilt_ledger(self._layout, self.config, self.files, self.ledger, why=why)
 
     # -- writing --------------------------------------------------------------------------
 
@@ -418,26 +397,3 @@ def _joined(run: list[Piece]) -> Buffer:
 def _absent(block: BlockId, causes: dict[BlockId, tuple[Cause, int]]) -> Fault:
     cause, kind = causes.get(block, (Cause.MISSING, 0))
     return Fault(block, kind, cause, None)
-
-
-def _open_ledger(layout: StoreLayout) -> Ledger:
-    """The ledger, or, if its file is damaged, a new one that the replay will fill.
-
-    A full or failing disk is not a damaged ledger, and says nothing against it.
-    """
-    try:
-        ledger = Ledger(layout.ledger)
-        wrong = ledger.check()
-        if not wrong:
-            return ledger
-        ledger.close()
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode & 0xFF not in _DAMAGED:
-            raise StoreError(f"{layout.ledger} cannot be opened: {error}.") from error
-        wrong = str(error)
-    get_logger().warning("ledger.damaged", path=str(layout.ledger), found=wrong, then="rebuilding it from the segments")
-    for suffix in ("", "-wal", "-shm"):
-        path = Path(f"{layout.ledger}{suffix}")
-        if path.exists():
-            path.rename(f"{path}.damaged")
-    return Ledger(layout.ledger)

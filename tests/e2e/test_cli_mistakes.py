@@ -255,7 +255,7 @@ def test_a_node_that_is_down_can_still_be_verified_scrubbed_and_restored_from(tm
         expect(node.cli("status"), 69, "No node answers", "replicator up")
         expect_json(node.cli("snapshot", "create", "--json"), 69, "node_down")
         # Garbage for a ledger: rebuilt from the segments.
-        (node.root / "store/ledger.sqlite").write_bytes(os.urandom(9000))
+        (node.root / "store/ledger/manifest").write_bytes(os.urandom(9000))
         (node.root / "jobs.sqlite").write_bytes(b"not a database, not at all" * 100)
         node.start()
         assert node.cli("verify").code == 0

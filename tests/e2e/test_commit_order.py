@@ -37,7 +37,7 @@ class Order:
     def write(self, rest: str) -> None:
         if ".seg>" in rest:
             self.dirty.add("the segment")
-        elif "ledger.sqlite-wal>" in rest:
+        elif "/ledger/" in rest and ".log>" in rest:
             # Rows are about to name bytes: these must be on the disk already.
             assert not self.dirty - {"the ledger"}, f"the ledger was written before {self.dirty} was flushed"
             self.dirty.add("the ledger")
@@ -46,7 +46,7 @@ class Order:
         if ".seg>" in rest:
             self.dirty.discard("the segment")
             self.segment_flushes += 1
-        elif "ledger.sqlite-wal>" in rest:
+        elif "/ledger/" in rest and ".log>" in rest:
             self.dirty.discard("the ledger")
         elif "/segments>" in rest:
             self.dirty.discard("the folder of segments")

@@ -19,7 +19,7 @@ KILLED_AT = 400
 COUNT = 40
 POINTS = {
     "pwritev2": [1, 2, 9, 17, 30],
-    "pwrite64": [10, 30, 77, 150, 333],
+    "pwrite64": [2, 10, 30, 55, 77],
     "fdatasync": [3, 5, 6, 7, 40, 81],
     "fsync": [3, 4, 6, 9],
     "unlink": [2, 3, 4],

@@ -29,10 +29,12 @@ from replicator.store.ports import Lease, Place
 from replicator.store.segments import SEGMENT_HEADER_BYTES
 from tests.support.blocks import body_of, from_body, sealed_block
 from tests.support.clocks import FakeMonotonic, FakeWallClock
-from tests.support.store import open_store, scrub
+from tests.support.store import copy_ledger, open_store, replace_ledger, scrub
 
 SEEDS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
-TINY_SEGMENTS = StoreConfig(segment_bytes_max=1500, reserve_bytes_max=0)  # Two blocks, or a few that LZ4 packs.
+TINY_SEGMENTS = StoreConfig(
+    segment_bytes_max=1500, reserve_bytes_max=0, ledger_fresh_rows_max=4
+)  # Two blocks, or a few that LZ4 packs.
 GRACE_S = 3600.0
 MEMORY = Path("/dev/shm")  # Nothing here is about power cuts, and a flush to a disk takes most of the time.
 
@@ -62,7 +64,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.roots: list[set[BlockId]] = []
         self.writers: list[Writer] = []
         self.run: Run | None = None
-        self.copies: list[bytes] = []
+        self.copies: list[Path] = []
         self.open()
 
     def open(self) -> None:
@@ -158,12 +160,13 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(way=st.sampled_from(["crash", "lose the ledger", "scribble over it"]))
     def restart(self, way: str) -> None:
         self.store.close()
-        self.copies.append((self.root / "ledger.sqlite").read_bytes())
+        self.copies.append(copy_ledger(self.root, self.folder / f"copy-{len(self.copies)}"))
         match way:
             case "scribble over it":
-                self.replace_ledger(b"not a database, " * 20)
+                for path in (self.root / "ledger").iterdir():
+                    path.write_bytes(b"not a ledger, " * 20)
             case "lose the ledger":
-                self.replace_ledger(None)
+                replace_ledger(self.root, None)
         self.writers, self.run = [], None
         self.open()
 
@@ -171,15 +174,9 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.copies)
     def put_an_old_ledger_back(self, data: st.DataObject) -> None:
         self.store.close()
-        self.replace_ledger(self.copies[data.draw(st.integers(0, len(self.copies) - 1))])
+        replace_ledger(self.root, self.copies[data.draw(st.integers(0, len(self.copies) - 1))])
         self.writers, self.run = [], None
         self.open()
-
-    def replace_ledger(self, content: bytes | None) -> None:
-        for path in self.root.glob("ledger.sqlite*"):
-            path.unlink()
-        if content is not None:
-            (self.root / "ledger.sqlite").write_bytes(content)
 
     # -- collection -----------------------------------------------------------------------
 

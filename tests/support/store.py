@@ -1,5 +1,6 @@
 """Stores for tests: small segments, so that a few blocks already make several files."""
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +11,15 @@ from replicator.store.local import LocalStore
 from replicator.store.ports import BlockStore, Fault, SealedBlock
 from tests.support.clocks import FakeMonotonic, FakeWallClock
 
-SMALL_SEGMENTS = StoreConfig(segment_bytes_max=4096, reserve_bytes_max=0, grace_s=0.0)
+SMALL_SEGMENTS = StoreConfig(
+    segment_bytes_max=4096,
+    reserve_bytes_max=0,
+    grace_s=0.0,
+    ledger_fresh_rows_max=16,
+    ledger_part_rows_max=64,
+    ledger_runs_max=3,
+)
+"""And a ledger of which a few rows already make runs, merges and parts."""
 
 
 def open_store(
@@ -67,3 +76,15 @@ def damage(store: LocalStore, block: BlockId, *, at: int = 60) -> None:
         byte = file.read(1)[0]
         file.seek(place.offset + at)
         file.write(bytes([byte ^ 1]))
+
+
+def copy_ledger(root: Path, to: Path) -> Path:
+    """A copy of the ledger of a store that is closed."""
+    return Path(shutil.copytree(root / "ledger", to))
+
+
+def replace_ledger(root: Path, copy: Path | None) -> None:
+    """Put a copy in the place of the ledger of a store that is closed, or nothing."""
+    shutil.rmtree(root / "ledger", ignore_errors=True)
+    if copy is not None:
+        shutil.copytree(copy, root / "ledger")

@@ -6,9 +6,8 @@ is about taken out; a test that cannot fail proves nothing.
 
 import errno
 import os
-import shutil
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ import pytest
 
 from protocol.errors import BadBlock
 from protocol.ids import split_ids
-from protocol.wire.envelope import HEADER_BYTES, seal
+from protocol.wire.envelope import HEADER_BYTES, seal, unseal
 from protocol.wire.hashing import Kind
 from replicator.core.errors import (
     ConfigError,
@@ -33,11 +32,22 @@ from replicator.store import segments, verify
 from replicator.store.collect import Collector, MarkSet
 from replicator.store.config import StoreConfig
 from replicator.store.leases import LEASE_S
+from replicator.store.ledger import log
 from replicator.store.local import LocalStore
 from replicator.store.ports import Cause
 from tests.support.blocks import body_of, flipped, ids_of, sealed_block, sealed_blocks
 from tests.support.clocks import FakeMonotonic, FakeWallClock
-from tests.support.store import SMALL_SEGMENTS, collect, damage, open_store, put, scrub, segment_of
+from tests.support.store import (
+    SMALL_SEGMENTS,
+    collect,
+    copy_ledger,
+    damage,
+    open_store,
+    put,
+    replace_ledger,
+    scrub,
+    segment_of,
+)
 
 
 @pytest.fixture
@@ -239,8 +249,7 @@ def test_the_name_of_a_deleted_segment_is_never_used_again(root: Path) -> None:
             collect(store, [])
         store.close()
         if forgets_the_ledger:
-            for path in root.glob("ledger.sqlite*"):
-                path.unlink()
+            replace_ledger(root, None)
         store = open_store(root)
         put(store, sealed_blocks(2, 4))
         assert min(place.segment for place, _ in store.ledger.places(ids_of(sealed_blocks(2, 4))).values()) > highest
@@ -303,7 +312,7 @@ def test_one_unreadable_sector_does_not_condemn_its_neighbours(root: Path, monke
     assert [(fault.block_id, fault.cause) for fault in faults] == [(blocks[1].header.block_id, Cause.UNREADABLE)]
     # The same in a rebuild: what can be read around it is found.
     store.close()
-    (root / "ledger.sqlite").unlink()
+    replace_ledger(root, None)
     whole_reads_fail = iter([True, *[False] * 10**6])
 
     def bad_sector_4k(handle: int, count: int, offset: int) -> bytes:
@@ -320,25 +329,30 @@ def test_one_unreadable_sector_does_not_condemn_its_neighbours(root: Path, monke
 
 
 @pytest.mark.parametrize("way", ["deleted", "scribbled", "truncated", "empty"])
-def test_a_ledger_that_is_lost_or_damaged_is_rebuilt_from_the_segments(root: Path, way: str) -> None:
-    """borg#4829: a bug corrupted the index. It can be thrown away."""
+@pytest.mark.parametrize("which", ["all", "manifest", "notes.sqlite", "*.run", "*.log"])
+def test_a_ledger_that_is_lost_or_damaged_is_rebuilt_from_the_segments(root: Path, which: str, way: str) -> None:
+    """borg#4829: a bug corrupted the index. It can be thrown away, as a whole or any file of it."""
     store = open_store(root)
-    blocks = sealed_blocks(*range(30))
-    put(store, blocks)
+    blocks = sealed_blocks(*range(200))
+    for at in range(0, 200, 10):
+        put(store, blocks[at : at + 10])
+    store.ledger.wait_merged()
     store.close()
-    path = root / "ledger.sqlite"
-    match way:
-        case "deleted":
-            path.unlink()
-        case "scribbled":
-            path.write_bytes(path.read_bytes()[:100] + b"\xff" * 5000 + path.read_bytes()[5100:])
-        case "truncated":
-            path.write_bytes(path.read_bytes()[:5000])
-        case "empty":
-            path.write_bytes(b"")
+    for path in sorted((root / "ledger").glob("*" if which == "all" else which)):
+        content = path.read_bytes()
+        match way:
+            case "deleted":
+                path.unlink()
+            case "scribbled":
+                path.write_bytes(os.urandom(len(content)))
+            case "truncated":
+                path.write_bytes(content[: len(content) // 2])
+            case "empty":
+                path.write_bytes(b"")
     store = open_store(root)
     assert all_ids(store) == set(ids_of(blocks))
     assert store.read(ids_of(blocks)).faults == []
+    assert store.statistics().blocks == 200
 
 
 def test_a_full_disk_is_not_taken_for_a_damaged_ledger(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,19 +375,19 @@ def test_a_full_disk_is_not_taken_for_a_damaged_ledger(root: Path, monkeypatch: 
     assert len(open_store(root).broken()) == 1
 
 
-def test_an_older_ledger_finds_what_has_moved_and_does_not_promise_what_is_gone(root: Path) -> None:
+def test_an_older_ledger_finds_what_has_moved_and_does_not_promise_what_is_gone(root: Path, tmp_path: Path) -> None:
     """The ledger comes back from last night's copy; since then segments were emptied and removed."""
     store = open_store(root)
     blocks = sealed_blocks(*range(1, 41, 2))
     put(store, blocks)
     store.close()
-    shutil.copy(root / "ledger.sqlite", root / "copy")
+    copy = copy_ledger(root, tmp_path / "copy")
     kept, dropped = ids_of(blocks[::4]), ids_of(blocks)[1:]
     store = open_store(root)
     for _ in range(2):
         collect(store, kept)
     store.close()
-    shutil.copy(root / "copy", root / "ledger.sqlite")
+    replace_ledger(root, copy)
     store = open_store(root)
     assert store.read(kept).faults == []
     writer = store.begin("w")
@@ -381,23 +395,23 @@ def test_an_older_ledger_finds_what_has_moved_and_does_not_promise_what_is_gone(
     assert {fault.block_id for fault in store.read(sorted(told)).faults} == set()
 
 
-def test_an_older_ledger_finds_the_healed_copy_and_not_the_broken_one(root: Path) -> None:
+def test_an_older_ledger_finds_the_healed_copy_and_not_the_broken_one(root: Path, tmp_path: Path) -> None:
     store = open_store(root)
     blocks = sealed_blocks(1, 3, 5)
     put(store, blocks)
     store.close()
-    shutil.copy(root / "ledger.sqlite", root / "copy")
+    copy = copy_ledger(root, tmp_path / "copy")
     store = open_store(root)
     damage(store, blocks[1].header.block_id)
     store.quarantine(scrub(store))
     put(store, blocks)
     store.close()
-    shutil.copy(root / "copy", root / "ledger.sqlite")
+    replace_ledger(root, copy)
     store = open_store(root)
     assert store.read(ids_of(blocks)).faults == []
 
 
-def test_an_older_ledger_learns_of_a_block_that_a_rebuild_brought_back(root: Path) -> None:
+def test_an_older_ledger_learns_of_a_block_that_a_rebuild_brought_back(root: Path, tmp_path: Path) -> None:
     """Found by the state machine: swept, copied, rebuilt, relied on again, and the copy put back."""
     store = open_store(root)
     blocks = sealed_blocks(1)
@@ -405,12 +419,12 @@ def test_an_older_ledger_learns_of_a_block_that_a_rebuild_brought_back(root: Pat
     for _ in range(2):
         collect(store, [])
     store.close()
-    shutil.copy(root / "ledger.sqlite", root / "copy")
-    (root / "ledger.sqlite").unlink()
+    copy = copy_ledger(root, tmp_path / "copy")
+    replace_ledger(root, None)
     store = open_store(root)
     put(store, blocks)
     store.close()
-    shutil.copy(root / "copy", root / "ledger.sqlite")
+    replace_ledger(root, copy)
     assert open_store(root).read(ids_of(blocks)).faults == []
 
 
@@ -515,47 +529,51 @@ def test_a_failed_flush_poisons_the_store_and_is_never_tried_again(
     assert open_store(root).read(ids_of(old)).faults == []
 
 
-def test_a_ledger_that_cannot_be_flushed_poisons_the_store_too(root: Path) -> None:
+def test_a_ledger_that_cannot_be_flushed_poisons_the_store_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(root)
     put(store, sealed_blocks(1))
     writer = store.begin("w")
     store.append(writer, sealed_blocks(2))
-    store.ledger._db._writer = FailingConnection(store.ledger._db._writer, sqlite3.SQLITE_IOERR)  # type: ignore[assignment]
+    monkeypatch.setattr(log.os, "fdatasync", fails_for(store, "ledger", errno.EIO))
     with pytest.raises(StoreReadOnly):
         store.commit(writer)
-    store.ledger._db._writer = store.ledger._db._writer._real
+    monkeypatch.undo()
     with pytest.raises(StoreReadOnly):
         store.commit(writer)
 
 
-def test_a_full_ledger_is_retried_and_then_commits(root: Path) -> None:
+def test_a_full_ledger_is_retried_and_then_commits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(root)
     writer = store.begin("w")
     store.append(writer, sealed_blocks(2))
-    real = store.ledger._db._writer
-    store.ledger._db._writer = FailingConnection(real, sqlite3.SQLITE_FULL)  # type: ignore[assignment]
+    real = os.pwrite
+
+    def full(handle: int, data: bytes, offset: int) -> int:
+        if os.readlink(f"/proc/self/fd/{handle}").endswith(".log"):
+            real(handle, bytes(data)[:7], offset)  # Some of it still went in.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(handle, data, offset)
+
+    monkeypatch.setattr(log.os, "pwrite", full)
     with pytest.raises(StoreFull):
         store.commit(writer)
-    store.ledger._db._writer = real
+    monkeypatch.undo()
     store.commit(writer)
     assert all_ids(store) == set(ids_of(sealed_blocks(2)))
+    store.close()
+    assert all_ids(open_store(root)) == set(ids_of(sealed_blocks(2)))
 
 
-class FailingConnection:
-    """A SQLite connection whose COMMIT fails."""
+def fails_for(store: LocalStore, part: str, code: int) -> Callable[[int], None]:
+    """`fdatasync`, failing for the files of one folder of a store."""
+    real = os.fdatasync
 
-    def __init__(self, real: sqlite3.Connection, code: int) -> None:
-        self._real, self._code = real, code
+    def fdatasync(handle: int) -> None:
+        if f"/{part}/" in os.readlink(f"/proc/self/fd/{handle}"):
+            raise OSError(code, os.strerror(code))
+        real(handle)
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._real, name)
-
-    def execute(self, sql: str, *arguments: Sequence[object]) -> object:
-        if sql == "COMMIT":
-            error = sqlite3.OperationalError("injected")
-            error.sqlite_errorcode = self._code
-            raise error
-        return self._real.execute(sql, *arguments)
+    return fdatasync
 
 
 # -- crashes ----------------------------------------------------------------------------------
@@ -626,7 +644,7 @@ def test_a_segment_deleted_under_the_writer_is_never_acknowledged(root: Path) ->
 
 
 def test_the_totals_are_the_sums_of_the_rows_after_every_kind_of_change(root: Path) -> None:
-    """They are kept by triggers; a drift would show a wrong size for ever."""
+    """They are kept, not counted; a drift would show a wrong size for ever."""
     with closing(open_store(root, config=SMALL_SEGMENTS)) as store:
         put(store, sealed_blocks(*range(60)))
         put(store, sealed_blocks(*range(30, 90)))
@@ -635,6 +653,11 @@ def test_the_totals_are_the_sums_of_the_rows_after_every_kind_of_change(root: Pa
         put(store, sealed_blocks(3))
         for _ in range(2):
             collect(store, ids_of(sealed_blocks(*range(0, 90, 3))))
-        rows = store.ledger._db.read().execute("SELECT count(*), sum(length), sum(body) FROM blocks").fetchone()
-        assert store.ledger.totals() == tuple(rows)
-        assert rows[0] == 30
+        [*ids] = (packed[at : at + 32] for packed in store.ids() for at in range(0, len(packed), 32))
+        found = [unseal(run)[0] for block in ids for run in store.read_sealed([block]).runs]
+        assert store.ledger.totals() == (len(ids), sum(h.sealed_bytes for h in found), sum(h.body_bytes for h in found))
+        assert len(ids) == 30
+        live = sum(store.ledger.live_bytes().values())
+    with closing(open_store(root, config=SMALL_SEGMENTS)) as again:
+        assert again.ledger.totals() == store.ledger.totals()
+        assert sum(again.ledger.live_bytes().values()) == live == store.ledger.totals()[1]

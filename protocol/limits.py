@@ -51,6 +51,9 @@ ENTRY_MAX: Final = 160 * KIB
 SNAPSHOT_RECORD_MAX: Final = 64 * KIB
 """A signed snapshot record with its names and tags."""
 
+SITE_RECORD_MAX: Final = 8 * KIB
+"""A signed site record: a key, a name, and some addresses."""
+
 SUMMARY_CELLS_MAX: Final = 40 * KIB
 """Cells in one message: 200 KiB at 5 bytes each, under `CONTROL_FRAME_MAX`."""
 

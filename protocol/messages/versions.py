@@ -8,6 +8,8 @@ from typing import Final
 from protocol.errors import VersionMismatch
 
 HISTORY: Final = {
+    2: "A site tells how fast it may be sent to; copies with terms; receipts for what was pulled; probes for a plan; "
+    "introductions and new keys.",
     1: "The first: hello, pairing, snapshot offers and differences, blocks, summaries, repair.",
 }
 

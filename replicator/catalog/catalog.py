@@ -1,4 +1,4 @@
-"""The catalogue's verbs for volumes, snapshots and promises.
+"""The catalogue's verbs for volumes and snapshots; those for other nouns are in the files beside it.
 
 Every verb is one transaction and returns when it is durable. They are short enough to run on
 the event loop; whoever writes thousands of rows batches them.
@@ -8,21 +8,21 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from protocol.ids import BlockId, SiteId, SnapshotId, VolumeId
+from replicator.catalog.copies import Copies
 from replicator.catalog.database import MIGRATIONS
-from replicator.catalog.model import Expectation, Protection, RepairLine, SiteSync, Snapshot, Volume
+from replicator.catalog.model import EVERY_VOLUME, Snapshot, Volume
 from replicator.catalog.peers import Peers
+from replicator.catalog.promises import Promises
 from replicator.catalog.records import SnapshotRecord, open_record
+from replicator.catalog.repairs import RepairLines
+from replicator.catalog.rules import Rules
+from replicator.catalog.successions import Successions
+from replicator.catalog.syncs import Syncs
 from replicator.core.database import Database
 from replicator.core.errors import CatalogError, Held, NotFound, Untrusted, UsageError
 from replicator.core.ports import WallClock
-
-EVERY_VOLUME = VolumeId(b"")
-"""In a site sync: whatever is here, also what comes later and from elsewhere."""
-_EVERY_MOST_S: Final = 100 * 365 * 86_400
-"""A peer may promise anything; a century is as good as never, and is a number that can be kept."""
 
 
 def _open(path: Path) -> Database:
@@ -41,7 +41,7 @@ def _open(path: Path) -> Database:
     )
 
 
-class Catalog:
+class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
     """Opened once a node."""
 
     def __init__(self, path: Path, *, clock: WallClock) -> None:
@@ -107,8 +107,11 @@ class Catalog:
         with self.db.write() as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO volumes VALUES (?, ?, ?, ?, NULL, ?, '[]', ?)",
-                (record.volume_id, record.volume_name, record.kind, record.origin, record.block_bytes, now),
-            )
+                (
+                    record.volume_id, record.volume_name, record.kind, self.current_key(record.origin),
+                    record.block_bytes, now,
+                ),
+            )  # fmt: skip
             connection.execute(
                 "INSERT OR IGNORE INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, '')",
                 (
@@ -126,7 +129,7 @@ class Catalog:
         """
         sql = "SELECT origin, kind FROM volumes WHERE volume_id = ?"
         known = self.db.read().execute(sql, (record.volume_id,)).fetchone()
-        if known is not None and known != (record.origin, record.kind):
+        if known is not None and known != (self.current_key(record.origin, sequence=record.sequence), record.kind):
             raise Untrusted(
                 f"Site {record.origin.hex()[:12]} offers a snapshot ({record.kind}) of {record.volume_name}, a volume "
                 f"({known[1]}) of site {known[0].hex()[:12]}.",
@@ -213,172 +216,7 @@ class Catalog:
         with self.db.write() as connection:
             connection.execute("UPDATE snapshots SET held = ? WHERE snapshot_id = ?", (reason, snapshot_id))
 
-    # -- promises -------------------------------------------------------------------------
-
-    def set_protection(self, volume_id: bytes, *, every_s: float, keep: str) -> None:
-        now = self._clock.now_ns()
-        with self.db.write() as connection:
-            connection.execute(
-                "INSERT INTO protections (volume_id, every_s, keep, next_run_ns) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (volume_id) DO UPDATE SET every_s = excluded.every_s, keep = excluded.keep, "
-                "next_run_ns = min(next_run_ns, excluded.next_run_ns)",
-                (volume_id, every_s, keep, now),
-            )
-
-    def set_exclude(self, volume_id: bytes, patterns: tuple[str, ...]) -> None:
-        """What later snapshots of a volume leave out."""
-        with self.db.write() as connection:
-            connection.execute("UPDATE volumes SET exclude = ? WHERE volume_id = ?", (json.dumps(patterns), volume_id))
-
-    def end_protection(self, volume_id: bytes) -> None:
-        """No more schedule and no more syncs of this volume; what was taken stays."""
-        with self.db.write() as connection:
-            connection.execute("DELETE FROM protections WHERE volume_id = ?", (volume_id,))
-            connection.execute("DELETE FROM syncs WHERE volume_id = ?", (volume_id,))
-
-    def remove_sync(self, sync_id: str) -> None:
-        """Raises `NotFound`."""
-        with self.db.write() as connection:
-            if not connection.execute("DELETE FROM syncs WHERE sync_id = ?", (sync_id,)).rowcount:
-                raise NotFound(f"There is no sync {sync_id!r}.", hint="`replicator sync list` shows them.")
-
-    def pause_sync(self, sync_id: str, *, paused: bool) -> None:
-        """Raises `NotFound`."""
-        with self.db.write() as connection:
-            sql = "UPDATE syncs SET paused = ?, next_try_ns = 0 WHERE sync_id = ?"
-            if not connection.execute(sql, (int(paused), sync_id)).rowcount:
-                raise NotFound(f"There is no sync {sync_id!r}.", hint="`replicator sync list` shows them.")
-
-    def protections(self) -> list[Protection]:
-        rows = self.db.read().execute("SELECT * FROM protections ORDER BY next_run_ns")
-        return [Protection(*row) for row in rows]
-
-    def note_protection_run(self, volume_id: bytes, *, next_run_ns: int) -> None:
-        with self.db.write() as connection:
-            connection.execute("UPDATE protections SET next_run_ns = ? WHERE volume_id = ?", (next_run_ns, volume_id))
-
-    def note_protection_result(self, volume_id: bytes, *, error: str) -> None:
-        with self.db.write() as connection:
-            if error:
-                connection.execute("UPDATE protections SET last_error = ? WHERE volume_id = ?", (error, volume_id))
-            else:
-                connection.execute(
-                    "UPDATE protections SET last_success_ns = ?, last_error = '' WHERE volume_id = ?",
-                    (self._clock.now_ns(), volume_id),
-                )
-
-    def add_sync(self, sync_id: str, *, volume_id: bytes, peer: bytes, keep: str) -> str:
-        """Enter a site sync; the same volume and peer twice is the same sync. Returns its id."""
-        with self.db.write() as connection:
-            row = connection.execute(
-                "SELECT sync_id FROM syncs WHERE volume_id = ? AND peer = ?", (volume_id, peer)
-            ).fetchone()
-            if row is not None:
-                return str(row[0])
-            connection.execute(
-                "INSERT INTO syncs (sync_id, volume_id, peer, keep, created_ns) VALUES (?, ?, ?, ?, ?)",
-                (sync_id, volume_id, peer, keep, self._clock.now_ns()),
-            )
-            return sync_id
-
-    def syncs(self) -> list[SiteSync]:
-        rows = self.db.read().execute(
-            "SELECT sync_id, volume_id, peer, keep, paused, last_success_ns, last_error, failures, next_try_ns "
-            "FROM syncs ORDER BY created_ns"
-        )
-        return [SiteSync(r[0], r[1], r[2], r[3], bool(r[4]), r[5], r[6], r[7], r[8]) for r in rows]
-
-    def note_sync_result(self, sync_id: str, *, error: str, next_try_ns: int = 0) -> None:
-        with self.db.write() as connection:
-            if error:
-                connection.execute(
-                    "UPDATE syncs SET last_error = ?, failures = failures + 1, next_try_ns = ? WHERE sync_id = ?",
-                    (error, next_try_ns, sync_id),
-                )
-            else:
-                connection.execute(
-                    "UPDATE syncs SET last_success_ns = ?, last_error = '', failures = 0, next_try_ns = 0 "
-                    "WHERE sync_id = ?",
-                    (self._clock.now_ns(), sync_id),
-                )
-
-    def add_receipt(self, snapshot_id: bytes, site_id: bytes, receipt: bytes) -> None:
-        with self.db.write() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO receipts VALUES (?, ?, ?, ?)",
-                (snapshot_id, site_id, receipt, self._clock.now_ns()),
-            )
-
-    def receipts(self) -> dict[tuple[SnapshotId, SiteId], int]:
-        """When each peer last proved that it holds a snapshot."""
-        rows = self.db.read().execute("SELECT snapshot_id, site_id, received_ns FROM receipts")
-        return {(SnapshotId(row[0]), SiteId(row[1])): row[2] for row in rows}
-
-    def forget_receipts(self, site_id: bytes) -> int:
-        """What a site signed for before it lost its state counts no more. Returns how many receipts that were."""
-        with self.db.write() as connection:
-            return connection.execute("DELETE FROM receipts WHERE site_id = ?", (site_id,)).rowcount
-
-    def expect(self, volume_id: bytes, peer: bytes, *, every_s: int) -> None:
-        """A snapshot came, and the next is promised within `every_s`; 0 is no promise."""
-        with self.db.write() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO expectations VALUES (?, ?, ?, ?)",
-                (volume_id, peer, min(every_s, _EVERY_MOST_S), self._clock.now_ns()),
-            )
-
-    def expectations(self) -> list[Expectation]:
-        rows = self.db.read().execute("SELECT volume_id, peer, every_s, last_ns FROM expectations WHERE every_s > 0")
-        return [Expectation(*row) for row in rows]
-
-    # -- audit, facts ---------------------------------------------------------------------
-
-    def add_repairs(self, lines: Sequence[RepairLine]) -> None:
-        with self.db.write() as connection:
-            connection.executemany(
-                "INSERT INTO repairs (at_ns, block_id, kind, cause, role, peer, outcome, took_s) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                [(r.at_ns, r.block_id, r.kind, r.cause, r.role, r.peer, r.outcome, r.took_s) for r in lines],
-            )
-
-    def begin_repairs(self, lines: Sequence[RepairLine]) -> dict[BlockId, int]:
-        """Enter lines whose end is not known yet; returns their numbers by block."""
-        numbers: dict[BlockId, int] = {}
-        with self.db.write() as connection:
-            for r in lines:
-                cursor = connection.execute(
-                    "INSERT INTO repairs (at_ns, block_id, kind, cause, role, peer, outcome, took_s) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (r.at_ns, r.block_id, r.kind, r.cause, r.role, r.peer, r.outcome, r.took_s),
-                )
-                numbers[r.block_id] = cursor.lastrowid or 0
-        return numbers
-
-    def end_repairs(self, outcomes: dict[int, str], *, took_s: float) -> None:
-        with self.db.write() as connection:
-            connection.executemany(
-                "UPDATE repairs SET outcome = ?, took_s = ? WHERE number = ?",
-                [(outcome, took_s, number) for number, outcome in outcomes.items()],
-            )
-
-    def begun_repairs(self) -> dict[int, BlockId]:
-        """Lines without an end: what was being asked for when the node died."""
-        rows = self.db.read().execute("SELECT number, block_id FROM repairs WHERE outcome = 'asking'")
-        return {row[0]: BlockId(row[1]) for row in rows}
-
-    def repairs(self, *, limit: int) -> list[RepairLine]:
-        """The newest lines of the audit, newest first."""
-        rows = self.db.read().execute(
-            "SELECT at_ns, block_id, kind, cause, role, peer, outcome, took_s FROM repairs "
-            "ORDER BY number DESC LIMIT ?",
-            (limit,),
-        )
-        return [RepairLine(*row) for row in rows]
-
-    def repair_counts(self) -> dict[tuple[str, str], int]:
-        """How many lines there are of each role and outcome."""
-        rows = self.db.read().execute("SELECT role, outcome, count(*) FROM repairs GROUP BY role, outcome")
-        return {(row[0], row[1]): row[2] for row in rows}
+    # -- facts ----------------------------------------------------------------------------
 
     def fact(self, name: str) -> str | None:
         row = self.db.read().execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
@@ -387,3 +225,6 @@ class Catalog:
     def set_fact(self, name: str, value: str) -> None:
         with self.db.write() as connection:
             connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+
+__all__ = ["EVERY_VOLUME", "Catalog"]

@@ -70,4 +70,32 @@ MIGRATIONS: Final = (
     );
     CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
     """,
+    """
+    -- Site syncs as objects. `terms` is JSON (catalog/terms.py): direction, filters, schedule, windows, priority, wishes.
+    ALTER TABLE syncs ADD COLUMN terms TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE syncs ADD COLUMN next_run_ns INTEGER NOT NULL DEFAULT 0;  -- of its schedule; 0 if it has none
+    ALTER TABLE syncs ADD COLUMN needs_person INTEGER NOT NULL DEFAULT 0; -- the last error will not mend itself
+    -- What a peer may ask of us: JSON (catalog/rights.py). Peers of an older release were all paired by code.
+    ALTER TABLE peers ADD COLUMN rights TEXT NOT NULL DEFAULT '{"may": ["offer", "read", "repair", "audit"]}';
+    ALTER TABLE peers ADD COLUMN introduced_by BLOB;  -- the peer that vouched for it; NULL for one that was paired
+    -- Whose data a volume is. Snapshots carry it as the tag `tenant:NAME`, so that it travels with them.
+    CREATE TABLE labels (volume_id BLOB PRIMARY KEY, tenant TEXT NOT NULL) WITHOUT ROWID;
+    -- What this site has decided about copies of a volume from elsewhere. No row: keep all, offer onward.
+    CREATE TABLE copy_rules (
+      volume_id BLOB PRIMARY KEY, keep TEXT NOT NULL, prefix TEXT NOT NULL, is_passive INTEGER NOT NULL,
+      decided_by TEXT NOT NULL,      -- `here`, or the hex id of a peer that may set rules
+      asked_keep TEXT NOT NULL       -- what the sender would like, and does not get
+    ) WITHOUT ROWID;
+    -- Bandwidth rules by scope: empty for the node, else a peer's id. They outrank the configuration file.
+    CREATE TABLE throttles (
+      scope BLOB NOT NULL, way TEXT NOT NULL,  -- out | in
+      rule TEXT NOT NULL, zone TEXT NOT NULL, burst_s REAL NOT NULL, PRIMARY KEY (scope, way)
+    ) WITHOUT ROWID;
+    -- Keys that took the place of others, ours and those of peers.
+    CREATE TABLE successions (
+      old BLOB PRIMARY KEY, new BLOB NOT NULL, until_ns INTEGER NOT NULL, sequence_max INTEGER NOT NULL,
+      by_old BLOB NOT NULL, by_new BLOB NOT NULL,
+      told TEXT NOT NULL DEFAULT '[]'  -- JSON list of hex ids: the peers that have noted our own new key
+    ) WITHOUT ROWID;
+    """,
 )

@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 from protocol.ids import BlockId, SiteId, SnapshotId, VolumeId
 from replicator.catalog.records import SnapshotRecord
+from replicator.catalog.rights import Rights
+from replicator.catalog.terms import SyncTerms
+
+EVERY_VOLUME = VolumeId(b"")
+"""In a site sync: whatever is here, also what comes later and from elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +18,8 @@ class Peer:
     addresses: tuple[str, ...]
     added_ns: int
     last_seen_ns: int | None
+    rights: Rights
+    introduced_by: SiteId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +64,62 @@ class Protection:
 
 @dataclass(frozen=True, slots=True)
 class SiteSync:
-    """A volume (or, with an empty id, every volume) that goes to a peer after each snapshot."""
+    """A standing order: snapshots of a volume (with an empty id: of every volume that the terms want) to or from a peer."""
 
     sync_id: str
     volume_id: VolumeId
     peer: SiteId
     keep: str
+    """Which copies the destination should keep. For a pull that is our own rule."""
     paused: bool
     last_success_ns: int | None
     last_error: str
     failures: int
     next_try_ns: int
+    terms: SyncTerms = SyncTerms()
+    next_run_ns: int = 0
+    """When its schedule comes next; 0 if that is not known yet, or if it has none."""
+    needs_person: bool = False
+    """The last error is one that trying again will not mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRule:
+    """What this site has decided about copies of a volume that comes from elsewhere."""
+
+    volume_id: VolumeId
+    keep: str
+    prefix: str
+    is_passive: bool
+    decided_by: str
+    """`here`, or the hex id of the peer whose wish was granted."""
+    asked_keep: str
+    """What the sender would like, if that is not what holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRule:
+    """A bandwidth rule as it was written. An empty scope is the node."""
+
+    scope: bytes
+    way: str
+    text: str
+    zone: str
+    burst_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Succession:
+    """A site's key and the one that takes its place, as both have signed it."""
+
+    old: SiteId
+    new: SiteId
+    until_ns: int
+    sequence_max: int
+    by_old: bytes
+    by_new: bytes
+    told: frozenset[bytes] = frozenset()
+    """For a key of our own: which peers have noted it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from hashlib import sha256
 from protocol.errors import ErrorCode
 from protocol.ids import SiteId
 from replicator.catalog.model import Peer
+from replicator.catalog.rights import PAIRED, Rights, decode_rights, encode_rights
 from replicator.core.database import Database
 from replicator.core.errors import NotFound
 from replicator.core.ports import WallClock
@@ -28,8 +29,19 @@ class Peers:
         self._db = db
         self._clock = clock
 
-    def add(self, site_id: bytes, *, name: str, addresses: Sequence[str]) -> Peer:
-        """Trust a site from now on. The name is the site's own idea: made plain, and with a number if it is taken."""
+    def add(
+        self,
+        site_id: bytes,
+        *,
+        name: str,
+        addresses: Sequence[str],
+        rights: Rights = Rights(may=PAIRED),
+        introduced_by: bytes | None = None,
+    ) -> Peer:
+        """Trust a site from now on. The name is the site's own idea: made plain, and with a number if it is taken.
+
+        A site that is a peer already keeps its rights.
+        """
         with self._db.write() as connection:
             taken = {row[0] for row in connection.execute("SELECT name FROM peers WHERE site_id != ?", (site_id,))}
             plain = plain_name(name)
@@ -37,17 +49,38 @@ class Peers:
             while unique in taken:
                 unique, number = f"{plain}-{number}", number + 1
             connection.execute(
-                "INSERT INTO peers (site_id, name, addresses, added_ns) VALUES (?, ?, ?, ?) "
+                "INSERT INTO peers (site_id, name, addresses, added_ns, rights, introduced_by) "
+                "VALUES (?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (site_id) DO UPDATE SET name = excluded.name, addresses = excluded.addresses",
-                (site_id, unique, json.dumps(list(addresses)), self._clock.now_ns()),
-            )
+                (
+                    site_id, unique, json.dumps(list(addresses)), self._clock.now_ns(), encode_rights(rights),
+                    introduced_by,
+                ),
+            )  # fmt: skip
             connection.execute("DELETE FROM revoked WHERE site_id = ?", (site_id,))
         return self.get(site_id)
 
     def all(self) -> list[Peer]:
-        sql = "SELECT site_id, name, addresses, added_ns, last_seen_ns FROM peers ORDER BY name"
+        sql = "SELECT site_id, name, addresses, added_ns, last_seen_ns, rights, introduced_by FROM peers ORDER BY name"
         rows = self._db.read().execute(sql)
-        return [Peer(SiteId(row[0]), row[1], tuple(json.loads(row[2])), row[3], row[4]) for row in rows]
+        return [
+            Peer(SiteId(row[0]), row[1], tuple(json.loads(row[2])), row[3], row[4], decode_rights(row[5]), row[6])
+            for row in rows
+        ]
+
+    def rights_of(self, site_id: bytes) -> Rights:
+        """None for a site that is not a peer."""
+        row = self._db.read().execute("SELECT rights FROM peers WHERE site_id = ?", (site_id,)).fetchone()
+        return Rights() if row is None else decode_rights(row[0])
+
+    def set_rights(self, site_id: bytes, rights: Rights) -> None:
+        """What the peer may ask of us from now on."""
+        with self._db.write() as connection:
+            connection.execute("UPDATE peers SET rights = ? WHERE site_id = ?", (encode_rights(rights), site_id))
+
+    def is_revoked(self, site_id: bytes) -> bool:
+        sql = "SELECT 1 FROM revoked WHERE site_id = ?"
+        return self._db.read().execute(sql, (site_id,)).fetchone() is not None
 
     def get(self, site_id: bytes) -> Peer:
         """Raises `NotFound`."""
@@ -97,6 +130,7 @@ class Peers:
             connection.execute("DELETE FROM peers WHERE site_id = ?", (site_id,))
             connection.execute("DELETE FROM syncs WHERE peer = ?", (site_id,))
             connection.execute("DELETE FROM expectations WHERE peer = ?", (site_id,))
+            connection.execute("DELETE FROM throttles WHERE scope = ?", (site_id,))
             connection.execute(
                 "INSERT OR REPLACE INTO revoked VALUES (?, ?, ?)", (site_id, peer.name, self._clock.now_ns())
             )

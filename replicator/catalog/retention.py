@@ -60,13 +60,29 @@ def parse_keep(rule: str) -> list[tuple[int, str]]:
     return parsed
 
 
-def plan_retention(rule: str, candidates: Sequence[Candidate]) -> list[Verdict]:
-    """A verdict for each candidate, newest first."""
+def is_as_generous(rule: str, other: str) -> bool:
+    """Whether a rule keeps at least what the other one keeps, whatever the snapshots are: each shelf as long or longer."""
+    ours, theirs = parse_keep(rule), parse_keep(other)
+    if not ours:
+        return True
+    longest = {unit: max(count for count, one in ours if one == unit) for unit in {unit for _, unit in ours}}
+    return bool(theirs) and all(longest.get(unit, 0) >= count for count, unit in theirs)
+
+
+def plan_retention(rule: str, candidates: Sequence[Candidate], *, keep_first: bool = False) -> list[Verdict]:
+    """A verdict for each candidate, newest first.
+
+    `keep_first` is for copies from elsewhere: whatever a source that was taken over sends, and however often, the
+    oldest copy from before that day stays.
+    """
     shelves = parse_keep(rule)
     newest_first = sorted(candidates, key=lambda one: (one.sequence, one.snapshot_id), reverse=True)
     reasons: dict[SnapshotId, str] = {one.snapshot_id: f"held: {one.held}" for one in newest_first if one.held}
     if newest_first:
         reasons.setdefault(newest_first[0].snapshot_id, "newest")
+        if keep_first:
+            oldest = min(candidates, key=lambda one: (one.received_ns, one.sequence, one.snapshot_id))
+            reasons.setdefault(oldest.snapshot_id, "first")
     if not shelves:
         return [Verdict(one.snapshot_id, reasons.get(one.snapshot_id, "no rule")) for one in newest_first]
     for count, unit in shelves:

@@ -37,7 +37,7 @@ class ThrottleStatistics:
 class TokenBucket:
     """Binds one flow to a rate. A rate of 0 binds nothing."""
 
-    def __init__(self, rate_bytes: int, *, clock: Monotonic, burst_s: float = BURST_S) -> None:
+    def __init__(self, rate_bytes: int, *, clock: Monotonic, burst_s: float = 0.1) -> None:
         self._clock = clock
         self._burst_s = burst_s
         self._rate = rate_bytes

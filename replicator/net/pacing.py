@@ -55,8 +55,8 @@ class Pacing:
     def __init__(self, *, monotonic: Monotonic, rate_out: int = 0, rate_in: int = 0) -> None:
         self._monotonic = monotonic
         self.node = {
-            OUT: TokenBucket(rate_out, clock=monotonic),
-            IN: TokenBucket(rate_in, clock=monotonic),
+            OUT: TokenBucket(rate_out, clock=monotonic, burst_s=BURST_S),
+            IN: TokenBucket(rate_in, clock=monotonic, burst_s=BURST_S),
         }
         self._rules: dict[tuple[bytes, str], RateRule] = {}
         self._peers: dict[SiteId, _OfPeer] = {}
@@ -64,7 +64,7 @@ class Pacing:
 
     def _of(self, site: SiteId) -> _OfPeer:
         if site not in self._peers:
-            make: Callable[[], TokenBucket] = lambda: TokenBucket(0, clock=self._monotonic)  # noqa: E731
+            make: Callable[[], TokenBucket] = lambda: TokenBucket(0, clock=self._monotonic, burst_s=BURST_S)  # noqa: E731
             ways = {way: make() for way in WAYS}
             self._peers[site] = _OfPeer(ways, {way: make() for way in WAYS}, make())
         return self._peers[site]
@@ -75,9 +75,7 @@ class Pacing:
         """What binds a new link to the peer. What the peer told us over an earlier link counts no more."""
         one = self._of(site)
         one.told.set_rate(0)
-        return Pace(
-            (self.node[OUT], one.peer[OUT], one.job[OUT], one.told), (self.node[IN], one.peer[IN], one.job[IN])
-        )
+        return Pace((self.node[OUT], one.peer[OUT], one.job[OUT], one.told), (self.node[IN], one.peer[IN], one.job[IN]))
 
     def limit_bytes(self, site: SiteId, way: str, *, now_ns: int | None = None, job_rate: int = 0) -> int:
         """The rate that binds traffic with the peer: the lowest of all that apply; 0 for none. Also for another hour."""

@@ -61,6 +61,9 @@ class NodeClient:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         return self._call("POST", path, body=body)
 
+    def patch(self, path: str, body: dict[str, Any]) -> Any:
+        return self._call("PATCH", path, body=body)
+
     def delete(self, path: str) -> Any:
         return self._call("DELETE", path)
 

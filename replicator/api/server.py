@@ -19,15 +19,13 @@ from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.params import FromPath, FromQuery, JSONBody
 
+from replicator.api.routes import mesh_routes, sync_routes
 from replicator.api.schema import (
     HoldRequest,
     InviteRequest,
     JobRequest,
     JoinRequest,
-    PauseRequest,
     ProtectRequest,
-    SyncRequest,
-    ThrottleRequest,
 )
 from replicator.api.views import NodeView
 from replicator.core.errors import ConfigError, ReplicatorError
@@ -97,14 +95,6 @@ def make_apps(view: NodeView) -> tuple[Litestar, Litestar]:
     def unprotect(name: FromPath[str]) -> dict[str, Any]:
         return view.unprotect(name)
 
-    @delete("/v1/syncs/{sync_id:str}", sync_to_thread=False, status_code=200)
-    def sync_remove(sync_id: FromPath[str]) -> dict[str, Any]:
-        return view.remove_sync(sync_id)
-
-    @post("/v1/syncs/{sync_id:str}/pause", sync_to_thread=False)
-    def sync_pause(sync_id: FromPath[str], data: JSONBody[PauseRequest]) -> dict[str, Any]:
-        return view.pause_sync(sync_id, paused=data.paused)
-
     @get("/v1/volumes", sync_to_thread=False)
     def volumes() -> list[dict[str, Any]]:
         return view.volumes()
@@ -129,14 +119,6 @@ def make_apps(view: NodeView) -> tuple[Litestar, Litestar]:
     def snapshot_hold(name: FromPath[str], data: JSONBody[HoldRequest]) -> dict[str, Any]:
         return view.hold(name, data.reason)
 
-    @get("/v1/syncs", sync_to_thread=False)
-    def syncs() -> list[dict[str, Any]]:
-        return view.syncs()
-
-    @post("/v1/syncs", sync_to_thread=False)
-    def sync_add(data: JSONBody[SyncRequest]) -> dict[str, Any]:
-        return view.add_sync(data)
-
     @get("/v1/jobs", sync_to_thread=False)
     def jobs(limit: FromQuery[int] = 50) -> list[dict[str, Any]]:
         return view.jobs(limit)
@@ -157,15 +139,11 @@ def make_apps(view: NodeView) -> tuple[Litestar, Litestar]:
     def repairs(limit: FromQuery[int] = 100) -> list[dict[str, Any]]:
         return view.repairs(limit)
 
-    @post("/v1/throttle", sync_to_thread=False)
-    def throttle(data: JSONBody[ThrottleRequest]) -> dict[str, Any]:
-        return view.throttle(data)
-
     looking = [status, health, metrics]
     acting = [
         peers, revoke, invite, pair_join, protect, volumes, snapshots, snapshot, snapshot_entries,
-        snapshot_delete, snapshot_hold, syncs, sync_add, jobs, job_submit, job, job_cancel, repairs, throttle,
-        unprotect, sync_remove, sync_pause,
+        snapshot_delete, snapshot_hold, jobs, job_submit, job, job_cancel, repairs, unprotect,
+        *sync_routes(view.syncs), *mesh_routes(view.mesh),
     ]  # fmt: skip
     return _app([*looking, *acting], with_schema=True), _app(looking, with_schema=False)
 

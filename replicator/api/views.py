@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from protocol.ids import VolumeId
-from replicator.api.schema import JobRequest, ProtectRequest, SyncRequest, ThrottleRequest
-from replicator.catalog.catalog import EVERY_VOLUME
+from replicator.api.mesh_views import MeshViews
+from replicator.api.schema import JobRequest, ProtectRequest
+from replicator.api.sync_views import SyncViews
 from replicator.catalog.model import Snapshot, Volume
 from replicator.catalog.retention import parse_keep
 from replicator.core.errors import SourceError, UsageError
+from replicator.jobs.snapshot import plan_pruning
 from replicator.monitor.metrics import render_metrics
 from replicator.monitor.status import StatusSources, describe_job, node_status
 from replicator.net.pairing import INVITE_S, PairingCode, join
@@ -27,7 +29,11 @@ _LISTED_MAX: Final = 10_000
 class NodeView:
     """The running node as its API shows it."""
 
-    def __init__(self, sources: StatusSources, *, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, sources: StatusSources, *, wake: Callable[[], None], sync_views: SyncViews, mesh_views: MeshViews
+    ) -> None:
+        self.syncs = sync_views
+        self.mesh = mesh_views
         self._sources = sources
         self._parts = sources.parts
         self._mesh = sources.mesh
@@ -49,10 +55,6 @@ class NodeView:
     def volumes(self) -> list[dict[str, Any]]:
         volumes: list[dict[str, Any]] = self.status()["volumes"]
         return volumes
-
-    def syncs(self) -> list[dict[str, Any]]:
-        syncs: list[dict[str, Any]] = self.status()["syncs"]
-        return syncs
 
     # -- pairing --------------------------------------------------------------------------
 
@@ -112,6 +114,8 @@ class NodeView:
             parts.catalog.set_exclude(volume.volume_id, tuple(request.exclude))
         if request.every_s:
             parts.catalog.set_protection(volume.volume_id, every_s=request.every_s, keep=request.keep)
+        if request.tenant is not None:
+            parts.catalog.set_tenant(volume.volume_id, request.tenant)
         syncs = [self._add_sync(volume.volume_id, peer.site_id) for peer in peers]
         self._wake()
         promise = next((one for one in parts.catalog.protections() if one.volume_id == volume.volume_id), None)
@@ -121,6 +125,7 @@ class NodeView:
             "kind": volume.kind,
             "every_s": 0 if promise is None else promise.every_s,
             "keep": "" if promise is None else promise.keep,
+            "tenant": parts.catalog.tenant_of(volume.volume_id),
             "syncs": syncs,
         }
 
@@ -129,15 +134,6 @@ class NodeView:
         volume = self._parts.catalog.find_volume(text)
         self._parts.catalog.end_protection(volume.volume_id)
         return {"volume": volume.name, "volume_id": volume.volume_id.hex()}
-
-    def remove_sync(self, sync_id: str) -> dict[str, Any]:
-        self._parts.catalog.remove_sync(sync_id)
-        return {"removed": sync_id}
-
-    def pause_sync(self, sync_id: str, *, paused: bool) -> dict[str, Any]:
-        self._parts.catalog.pause_sync(sync_id, paused=paused)
-        self._wake()
-        return {"sync_id": sync_id, "paused": paused}
 
     def _new_volume(self, path: Path, request: ProtectRequest, kind: str) -> Volume:
         parts = self._parts
@@ -159,24 +155,23 @@ class NodeView:
     def _add_sync(self, volume_id: VolumeId, peer: bytes) -> str:
         return self._parts.catalog.add_sync(self._parts.entropy.token(4).hex(), volume_id=volume_id, peer=peer, keep="")
 
-    def add_sync(self, request: SyncRequest) -> dict[str, Any]:
-        parts = self._parts
-        peer = parts.catalog.peers.find(request.to)
-        volume_id = parts.catalog.find_volume(request.volume).volume_id if request.volume else EVERY_VOLUME
-        sync_id = self._add_sync(volume_id, peer.site_id)
-        self._wake()
-        return {"sync_id": sync_id, "peer": peer.name, "volume": request.volume or "every volume"}
-
     # -- snapshots ------------------------------------------------------------------------
 
     def snapshots(self, volume: str) -> list[dict[str, Any]]:
         catalog = self._parts.catalog
+        kept = {v.snapshot_id: v.reason for one in catalog.volumes() for v in plan_pruning(catalog, one)}
         volume_id = catalog.find_volume(volume).volume_id if volume else None
         receipts = catalog.receipts()
         holders: dict[bytes, list[str]] = {}
         for snapshot_id, site in receipts:
             holders.setdefault(snapshot_id, []).append(catalog.peers.name_of(site))
-        return [self._describe(one, holders.get(one.snapshot_id, [])) for one in catalog.snapshots(volume_id)]
+        return [
+            {
+                **self._describe(one, holders.get(one.snapshot_id, [])),
+                "kept_because": kept.get(one.snapshot_id, ""),
+            }
+            for one in catalog.snapshots(volume_id)
+        ]
 
     def snapshot(self, text: str) -> dict[str, Any]:
         catalog = self._parts.catalog
@@ -241,6 +236,8 @@ class NodeView:
             names = args.pop("names", [])
             chosen = [self._parts.catalog.find_volume(name) for name in names] if names else self._own_volumes()
             args["volumes"] = [volume.volume_id.hex() for volume in chosen]
+        if request.kind == "sync":
+            args = self.syncs.once_args(args)
         if request.kind in ("restore", "verify", "audit") and args.get("snapshot"):
             args["snapshot"] = self._parts.catalog.find_snapshot(args["snapshot"]).snapshot_id.hex()
         job_id = request.job_id or self._parts.entropy.token(8).hex()
@@ -272,14 +269,6 @@ class NodeView:
             }
             for line in self._parts.catalog.repairs(limit=min(limit, 100_000))
         ]
-
-    def throttle(self, request: ThrottleRequest) -> dict[str, Any]:
-        if request.out_bytes_per_s is not None:
-            self._mesh.rate_out.set_rate(max(0, request.out_bytes_per_s))
-        if request.in_bytes_per_s is not None:
-            self._mesh.rate_in.set_rate(max(0, request.in_bytes_per_s))
-        throttle: dict[str, Any] = self.status()["throttle"]
-        return throttle
 
 
 def _check_promise(request: ProtectRequest) -> None:

@@ -168,6 +168,7 @@ class StateFolder:
         self.root = root
         self.config = root / "config.toml"
         self.identity = root / "identity.key"
+        self.next_identity = root / "identity.next"
         self.incarnation = root / "incarnation"
         self.catalog = root / "catalog.sqlite"
         self.jobs = root / "jobs.sqlite"

@@ -18,21 +18,19 @@ import trio
 
 from protocol.errors import ErrorCode
 from protocol.ids import SiteId
-from protocol.messages.blocks import WantBlocks
-from protocol.messages.repair import RepairBlocks
-from protocol.messages.session import PairJoin
-from protocol.messages.snapshots import ListSnapshots, OfferSnapshot, WantDiff
-from protocol.messages.summary import SummaryOpen
 from replicator import __version__
+from replicator.api.mesh_views import MeshViews
 from replicator.api.server import ApiServer
+from replicator.api.sync_views import SyncViews
 from replicator.api.views import NodeView
 from replicator.app.config import NodeConfig, StateFolder, ingest_config, load_config, mesh_config, store_config
+from replicator.app.keys import KeyKeeping, adopt_next_key, describe_keys, rotate
+from replicator.app.peers import CataloguedPeers
 from replicator.app.recovery import recover_snapshots
+from replicator.app.standing import Pacekeeping, load_rules, make_standing
 from replicator.app.upkeep import Collecting, Mending, Scrubbing
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.model import Snapshot
-from replicator.catalog.records import verify_signature
-from replicator.core.errors import NotFound, Untrusted
 from replicator.core.files import write_durably
 from replicator.core.logging import get_logger
 from replicator.core.memory import keep_freed_memory
@@ -49,58 +47,12 @@ from replicator.monitor.status import StatusSources
 from replicator.net.identity import Identity
 from replicator.net.mesh import Mesh
 from replicator.repair.ask import Healer
-from replicator.repair.guardian import Guardian
 from replicator.repair.reader import HealingReader
 from replicator.repair.scrub import Scrubber
 from replicator.store.collect import Collector
 from replicator.store.local import LocalStore
 from replicator.store.ports import Fault
 from replicator.sync.audit import Auditor
-from replicator.sync.receive import Receiver, ReceiverPorts
-from replicator.sync.serve import Server
-
-
-class CataloguedPeers:
-    """The mesh's `PeerBook`, from the catalogue. Kept in memory: it is asked at every handshake and dial."""
-
-    def __init__(self, catalog: Catalog, *, site_id: SiteId) -> None:
-        self._catalog = catalog
-        self._site_id = site_id
-
-    def peer_ids(self) -> Sequence[SiteId]:
-        return [peer.site_id for peer in self._catalog.peers.all()]
-
-    def invite_ids(self) -> Sequence[bytes]:
-        return self._catalog.peers.invites()
-
-    def addresses_of(self, site_id: SiteId) -> Sequence[str]:
-        try:
-            return self._catalog.peers.get(site_id).addresses
-        except NotFound:
-            return ()
-
-    def name_of(self, site_id: SiteId) -> str:
-        return self._catalog.peers.name_of(site_id)
-
-    def note_seen(self, site_id: SiteId) -> None:
-        self._catalog.peers.note_seen(site_id)
-
-    def note_incarnation(self, site_id: SiteId, incarnation: bytes) -> None:
-        if self._catalog.peers.note_incarnation(site_id, incarnation):
-            forgotten = self._catalog.forget_receipts(site_id)
-            get_logger().warning("peer.reborn", peer=self.name_of(site_id), receipts_forgotten=forgotten)
-
-    def admit(self, request: PairJoin, proof: bytes) -> ErrorCode:
-        try:
-            verify_signature(request.site_id, proof, request.proof)
-        except Untrusted:
-            return ErrorCode.FORBIDDEN
-        if request.site_id == self._site_id:
-            return ErrorCode.FORBIDDEN
-        verdict = self._catalog.peers.redeem(request.invite_id, request.secret, by=request.site_id)
-        if verdict is ErrorCode.OK:
-            self._catalog.peers.add(request.site_id, name=request.name[:63], addresses=request.addresses[:8])
-        return verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +75,8 @@ _WHOLE = "catalogue.whole"
 def _open_base(root: Path) -> Iterator[_Base]:
     state = StateFolder(root)
     config = load_config(state.config)
-    identity = Identity.load(state.identity)
     clock = SystemClock()
+    Identity.load(state.identity)  # Before anything is opened: a folder without a key is not a node.
     store = LocalStore.open(state.store, store_config(config), clock=clock)
     try:
         catalog = Catalog(state.catalog, clock=clock)
@@ -133,7 +85,8 @@ def _open_base(root: Path) -> Iterator[_Base]:
                 recover_snapshots(store, catalog)
                 catalog.set_fact(_WHOLE, "yes")
             state.memo.mkdir(exist_ok=True)
-            yield _Base(config, state, identity, store, catalog, ThreadOffload())
+            adopt_next_key(state, catalog, now_ns=clock.now_ns())
+            yield _Base(config, state, Identity.load(state.identity), store, catalog, ThreadOffload())
         finally:
             catalog.close()
     finally:
@@ -189,8 +142,14 @@ async def run_node(root: Path, *, on_ready: Callable[[str, str], None]) -> None:
     Raises `ConfigError`, `StoreLocked`, and whatever else keeps it from starting.
     """
     keep_freed_memory()
-    with _open_base(root) as base:
-        await _Living(base).run(on_ready)
+    is_reborn = False
+    while True:
+        with _open_base(root) as base:
+            living = _Living(base)
+            await living.run(on_ready if not is_reborn else lambda mesh, http: None)
+        if not living.has_new_key:
+            return
+        is_reborn = True
 
 
 class _Living:
@@ -199,28 +158,45 @@ class _Living:
     def __init__(self, base: _Base) -> None:
         self._base = base
         self._stop = trio.Event()
+        self.has_new_key = False
+        """It has stopped to be put together anew, with another key."""
         config, catalog = base.config, base.catalog
+        book = CataloguedPeers(catalog, site_id=base.identity.site_id)
         self._mesh = Mesh(
             mesh_config(config),
             identity=base.identity,
             name=config.name,
             incarnation=_incarnation(base),
-            book=CataloguedPeers(catalog, site_id=base.identity.site_id),
+            book=book,
             monotonic=time.monotonic,
         )
         self._parts = parts = _parts(base, mesh=self._mesh, wake=self._wake_scheduler)
+        self._standing = standing = make_standing(
+            parts, self._mesh, heal=self._heal, on_received=self._received, on_wish=self._wished
+        )
+        book.on_proven = standing.neighbours.recognise
         self._history = JobHistory(base.state.jobs, clock=parts.clock)
-        self._jobs = JobRunner(self._history, job_kinds(parts), clock=time.monotonic)
+        self._jobs = JobRunner(self._history, job_kinds(parts, standing.syncs), clock=time.monotonic)
         healer = parts.healer
         assert healer is not None
+        keys = KeyKeeping(
+            standing.neighbours,
+            catalog=catalog,
+            links=self._mesh.connected,
+            clock=parts.clock,
+            trust_changed=self._mesh.trust_changed,
+            on_time=self._take_new_key,
+        )
         workers: list[Worker] = [
-            Scheduler(catalog=catalog, jobs=self._jobs, clock=parts.clock),
+            Scheduler(catalog=catalog, jobs=self._jobs, clock=parts.clock, has_remote=standing.pulls.has_pending),
             Scrubbing(parts.scrubber, parts.store, every_s=parse_span(config.scrub_every)),
             Collecting(self._jobs, clock=parts.clock),
             Mending(healer, parts.store, self._mesh.connected),
+            Pacekeeping(standing.pace),
+            standing.pulls,
+            keys,
         ]
         self._workers = WorkerRunner(workers)
-        self._answer_peers()
         sources = StatusSources(
             parts=parts,
             mesh=self._mesh,
@@ -228,39 +204,40 @@ class _Living:
             workers=self._workers,
             started_ns=parts.clock.now_ns(),
             version=__version__,
+            pulls=standing.pulls,
         )
-        view = NodeView(sources, wake=self._wake_scheduler)
+        view = NodeView(
+            sources,
+            wake=self._wake_scheduler,
+            mesh_views=MeshViews(
+                parts,
+                self._mesh,
+                neighbours=standing.neighbours,
+                load_rules=lambda: load_rules(parts, self._mesh),
+                keys=lambda: describe_keys(
+                    standing.neighbours, catalog, site_id=parts.site_id, name=config.name, now_ns=parts.clock.now_ns()
+                ),
+                rotate=self._rotate,
+            ),
+            sync_views=SyncViews(
+                parts, self._mesh, self._jobs, standing.syncs, standing.pulls, wake=self._wake_scheduler
+            ),
+        )
         self._api = ApiServer(view, socket_path=base.state.socket, http=config.http)
 
-    def _answer_peers(self) -> None:
-        """Which questions of peers are answered, and by whom. What is not here is refused."""
-        parts, base = self._parts, self._base
-        receiver = Receiver(
-            ReceiverPorts(
-                store=parts.store,
-                catalog=parts.catalog,
-                reader=parts.reader,
-                offload=parts.offload,
-                clock=parts.clock,
-                site_id=parts.site_id,
-                sign=parts.sign,
-                on_received=self._received,
-            )
+    def _rotate(self, overlap_s: float) -> None:
+        parts = self._parts
+        rotate(
+            self._base.state, self._standing.neighbours, parts.catalog, overlap_s=overlap_s, now_ns=parts.clock.now_ns()
         )
-        server = Server(
-            store=parts.store, catalog=parts.catalog, reader=parts.reader, offload=parts.offload, heal=self._heal
-        )
-        guardian = Guardian(store=parts.store, catalog=parts.catalog, offload=base.offload, clock=parts.clock)
-        self._mesh.handlers.update(
-            {
-                OfferSnapshot: receiver.offered,
-                WantDiff: server.want_diff,
-                WantBlocks: server.want_blocks,
-                ListSnapshots: server.list_snapshots,
-                RepairBlocks: guardian.repair_blocks,
-                SummaryOpen: parts.auditor.asked,
-            }
-        )
+        self._workers.wake("keys")
+
+    def _take_new_key(self) -> None:
+        self.has_new_key = True
+        self._stop.set()
+
+    def _wished(self, volume_id: bytes) -> None:
+        prune_volume(self._parts, self._parts.catalog.volume(volume_id))
 
     async def _heal(self, faults: Sequence[Fault]) -> None:
         assert self._parts.healer is not None

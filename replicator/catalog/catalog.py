@@ -129,7 +129,8 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
         """
         sql = "SELECT origin, kind FROM volumes WHERE volume_id = ?"
         known = self.db.read().execute(sql, (record.volume_id,)).fetchone()
-        if known is not None and known != (self.current_key(record.origin, sequence=record.sequence), record.kind):
+        owner = self.current_key(record.origin, sequence=record.sequence)
+        if known is not None and (self.current_key(known[0]), known[1]) != (owner, record.kind):
             raise Untrusted(
                 f"Site {record.origin.hex()[:12]} offers a snapshot ({record.kind}) of {record.volume_name}, a volume "
                 f"({known[1]}) of site {known[0].hex()[:12]}.",
@@ -160,6 +161,11 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
     def has_snapshot(self, snapshot_id: bytes) -> bool:
         sql = "SELECT 1 FROM snapshots WHERE snapshot_id = ?"
         return self.db.read().execute(sql, (snapshot_id,)).fetchone() is not None
+
+    def has_or_had(self, snapshot_id: bytes) -> bool:
+        """Whether it is here, or was, and this site let it go."""
+        gone = self.db.read().execute("SELECT 1 FROM let_go WHERE snapshot_id = ?", (snapshot_id,)).fetchone()
+        return gone is not None or self.has_snapshot(snapshot_id)
 
     def snapshot(self, snapshot_id: bytes) -> Snapshot:
         """Raises `NotFound`."""
@@ -207,7 +213,13 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
         for snapshot_id in ids:
             if reason := self.snapshot(snapshot_id).held:
                 raise Held(f"Snapshot {snapshot_id.hex()[:12]} is held: {reason}.", hint="Release it first.")
+        now = self._clock.now_ns()
         with self.db.write() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO let_go SELECT snapshot_id, ? FROM snapshots JOIN volumes USING (volume_id) "
+                "WHERE snapshot_id = ? AND path IS NULL",
+                [(now, one) for one in ids],
+            )
             connection.executemany("DELETE FROM snapshots WHERE snapshot_id = ?", [(one,) for one in ids])
         self._records.clear()
 

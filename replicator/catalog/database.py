@@ -71,7 +71,7 @@ MIGRATIONS: Final = (
     CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
     """,
     """
-    -- Site syncs as objects. `terms` is JSON (catalog/terms.py): direction, filters, schedule, windows, priority, wishes.
+    -- Site syncs as objects. `terms` is JSON (catalog/terms.py): direction, filters, schedule, windows, wishes.
     ALTER TABLE syncs ADD COLUMN terms TEXT NOT NULL DEFAULT '{}';
     ALTER TABLE syncs ADD COLUMN next_run_ns INTEGER NOT NULL DEFAULT 0;  -- of its schedule; 0 if it has none
     ALTER TABLE syncs ADD COLUMN needs_person INTEGER NOT NULL DEFAULT 0; -- the last error will not mend itself
@@ -86,6 +86,8 @@ MIGRATIONS: Final = (
       decided_by TEXT NOT NULL,      -- `here`, or the hex id of a peer that may set rules
       asked_keep TEXT NOT NULL       -- what the sender would like, and does not get
     ) WITHOUT ROWID;
+    -- Copies that this site has let go: a pull does not fetch them again.
+    CREATE TABLE let_go (snapshot_id BLOB PRIMARY KEY, at_ns INTEGER NOT NULL) WITHOUT ROWID;
     -- Bandwidth rules by scope: empty for the node, else a peer's id. They outrank the configuration file.
     CREATE TABLE throttles (
       scope BLOB NOT NULL, way TEXT NOT NULL,  -- out | in

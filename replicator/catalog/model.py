@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from protocol.ids import BlockId, SiteId, SnapshotId, VolumeId
 from replicator.catalog.records import SnapshotRecord
 from replicator.catalog.rights import Rights
-from replicator.catalog.terms import SyncTerms
+from replicator.catalog.terms import ANY_SNAPSHOT, SyncTerms
 
 EVERY_VOLUME = VolumeId(b"")
 """In a site sync: whatever is here, also what comes later and from elsewhere."""
@@ -64,7 +64,7 @@ class Protection:
 
 @dataclass(frozen=True, slots=True)
 class SiteSync:
-    """A standing order: snapshots of a volume (with an empty id: of every volume that the terms want) to or from a peer."""
+    """A standing order: snapshots of a volume go to, or come from, a peer. An empty volume id is every volume."""
 
     sync_id: str
     volume_id: VolumeId
@@ -76,7 +76,7 @@ class SiteSync:
     last_error: str
     failures: int
     next_try_ns: int
-    terms: SyncTerms = SyncTerms()
+    terms: SyncTerms = ANY_SNAPSHOT
     next_run_ns: int = 0
     """When its schedule comes next; 0 if that is not known yet, or if it has none."""
     needs_person: bool = False

@@ -9,7 +9,7 @@ from hashlib import sha256
 from protocol.errors import ErrorCode
 from protocol.ids import SiteId
 from replicator.catalog.model import Peer
-from replicator.catalog.rights import PAIRED, Rights, decode_rights, encode_rights
+from replicator.catalog.rights import BY_CODE, Rights, decode_rights, encode_rights
 from replicator.core.database import Database
 from replicator.core.errors import NotFound
 from replicator.core.ports import WallClock
@@ -35,7 +35,7 @@ class Peers:
         *,
         name: str,
         addresses: Sequence[str],
-        rights: Rights = Rights(may=PAIRED),
+        rights: Rights = BY_CODE,
         introduced_by: bytes | None = None,
     ) -> Peer:
         """Trust a site from now on. The name is the site's own idea: made plain, and with a number if it is taken.

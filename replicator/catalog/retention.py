@@ -61,7 +61,7 @@ def parse_keep(rule: str) -> list[tuple[int, str]]:
 
 
 def is_as_generous(rule: str, other: str) -> bool:
-    """Whether a rule keeps at least what the other one keeps, whatever the snapshots are: each shelf as long or longer."""
+    """Whether a rule keeps at least what the other one keeps, whatever there is: each shelf as long or longer."""
     ours, theirs = parse_keep(rule), parse_keep(other)
     if not ours:
         return True

@@ -14,7 +14,7 @@ from replicator.core.errors import UsageError
 
 WORDS: Final = {
     "offer": "send us snapshots, and ask beforehand which blocks we lack",
-    "read": "read snapshots that one of our syncs names for it, that came from it, or of volumes that are listed for it",
+    "read": "read snapshots that one of our syncs names for it, that are its own, or of volumes listed for it",
     "read-all": "read every snapshot that is here",
     "repair": "ask for sound copies of blocks that have rotted there",
     "audit": "compare by Merkle summaries what both sides hold of a snapshot",
@@ -49,6 +49,10 @@ class Rights(msgspec.Struct, frozen=True, kw_only=True):
             volumes=frozenset() if "read" in taken else self.volumes | frozenset(volumes),
             introduced=passed_on,
         )
+
+
+BY_CODE: Final = Rights(may=PAIRED)
+"""What a site that was paired by code begins with."""
 
 
 def check_words(words: Iterable[str]) -> frozenset[str]:

@@ -26,7 +26,10 @@ class Successions:
         rows = self.db.read().execute(
             "SELECT old, new, until_ns, sequence_max, by_old, by_new, told FROM successions ORDER BY until_ns"
         )
-        return [Succession(*row[:6], frozenset(bytes.fromhex(one) for one in json.loads(row[6]))) for row in rows]
+        return [
+            Succession(r[0], r[1], r[2], r[3], r[4], r[5], frozenset(bytes.fromhex(one) for one in json.loads(r[6])))
+            for r in rows
+        ]
 
     def add_succession(self, one: Succession) -> None:
         """Enter it; what is known already stays as it is."""

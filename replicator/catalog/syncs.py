@@ -48,7 +48,8 @@ class Syncs:
             "terms, next_run_ns, needs_person FROM syncs ORDER BY created_ns"
         )
         return [
-            SiteSync(r[0], r[1], r[2], r[3], bool(r[4]), *r[5:9], decode_terms(r[9]), r[10], bool(r[11])) for r in rows
+            SiteSync(r[0], r[1], r[2], r[3], bool(r[4]), r[5], r[6], r[7], r[8], decode_terms(r[9]), r[10], bool(r[11]))
+            for r in rows
         ]
 
     def sync(self, sync_id: str) -> SiteSync:

@@ -71,6 +71,10 @@ class SyncTerms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return not wanted or record.volume_name == wanted or is_id
 
 
+ANY_SNAPSHOT: Final = SyncTerms()
+"""Each snapshot, pushed as soon as it is there."""
+
+
 def _meets(wanted: Collection[str], tags: Collection[str]) -> bool:
     return not wanted or any(tag in tags for tag in wanted)
 

@@ -1,20 +1,21 @@
 """All kinds of job, in one table."""
 
+from replicator.jobs.audit import AuditJobs
 from replicator.jobs.care import CareJobs
 from replicator.jobs.parts import Parts
-from replicator.jobs.replicate import AuditJobs, SyncJobs
+from replicator.jobs.replicate import SyncJobs
 from replicator.jobs.restoration import RestoreJobs
 from replicator.jobs.runner import JobKind
 from replicator.jobs.scheduler import exclusive_by_volume
 from replicator.jobs.snapshot import SnapshotJobs
 
 
-def job_kinds(parts: Parts) -> dict[str, JobKind]:
+def job_kinds(parts: Parts, syncs: SyncJobs | None = None) -> dict[str, JobKind]:
     """What this node can be asked to do. Jobs with equal exclusion keys take turns."""
     care = CareJobs(parts)
     return {
         "snapshot": JobKind(SnapshotJobs(parts).run, lambda args: exclusive_by_volume(args.get("volumes", []))),
-        "sync": JobKind(SyncJobs(parts).run, lambda args: str(args.get("sync", ""))),
+        "sync": JobKind((syncs or SyncJobs(parts)).run, lambda args: str(args.get("sync", ""))),
         "scrub": JobKind(care.scrub, lambda args: "scrub"),
         "repair": JobKind(care.repair, lambda args: "repair"),
         "verify": JobKind(care.verify, lambda args: ""),

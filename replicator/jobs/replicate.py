@@ -1,86 +1,168 @@
-"""Bringing snapshots to a peer."""
+"""Bringing snapshots over: to a peer, or from one."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
 
 import trio
 
-from protocol.ids import SnapshotId, VolumeId
+from protocol.errors import ProtocolError
+from protocol.ids import VolumeId
 from protocol.messages.registry import encode
 from protocol.messages.snapshots import SyncProgress
-from replicator.catalog.model import SiteSync, Snapshot
+from replicator.catalog.model import EVERY_VOLUME, SiteSync, Snapshot
+from replicator.catalog.records import SnapshotRecord
+from replicator.catalog.terms import PULL, SyncTerms
 from replicator.core.errors import NotFound, PeerError, ReplicatorError, UsageError
+from replicator.core.progress import Progress
 from replicator.core.units import format_size
+from replicator.jobs.due import pending_snapshots
+from replicator.jobs.line import PriorityLine
 from replicator.jobs.parts import Parts
+from replicator.jobs.plans import Planner, compare
 from replicator.jobs.runner import JobContext
-from replicator.jobs.scheduler import next_try_ns, pending_snapshots
+from replicator.jobs.scheduler import next_try_ns
 from replicator.net.link import Link
-from replicator.sync.offer import Offered, offer
+from replicator.net.pacing import IN, OUT
+from replicator.sync.incoming import PaceKeeper
+from replicator.sync.offer import Offered, Wishes, offer
+from replicator.sync.plan import SyncPlan
+from replicator.sync.pull import Pulled, Remote, list_remote, plan_pull, pull
+from replicator.sync.receive import Receiver
 
 _LINK_WAIT_S = 20.0
 _TRIES = 5
+_PLAN_S: Final = 10.0
+"""What a sync spends on a plan that nobody asked for. Without one, it just begins."""
+_FOR_EVER: Final = 10.0**9
+
+
+@dataclass(frozen=True, slots=True)
+class Receiving:
+    """What a pull works with. A node that is down has none."""
+
+    receiver: Receiver
+    pace: PaceKeeper
 
 
 class SyncJobs:
-    """Jobs of the kind `sync`: `{"sync": id}` sends all that the peer has not signed for, newest first.
+    """Jobs of the kind `sync`.
 
-    A link that breaks in the middle is waited for and the snapshot offered again: the peer asks
-    only for what it still lacks.
+    `{"sync": id}` brings over all that is still to go by a standing order, newest first, within its windows if it was
+    `scheduled`. `{"send": snapshot, "peer": id}` and `{"fetch": volume, "peer": id}` do it once, without an order.
+
+    A link that breaks in the middle is waited for and the snapshot tried again: only what still lacks is asked for.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, receiving: Receiving | None = None) -> None:
         self._parts = parts
+        self._receiving = receiving
+        self.line = PriorityLine()
+        self.planner = Planner(parts)
 
     async def run(self, context: JobContext) -> dict[str, Any]:
         parts = self._parts
-        sync = self._find(context.args["sync"])
+        if parts.mesh is None or (self._receiving is None and self._is_pull(context.args)):
+            raise UsageError("A sync needs the other site.", hint="Start the node with `replicator up`.")
+        sync = order_of(context.args, parts)
         try:
-            return await self._send_pending(sync, context)
+            return await self._work(sync, context)
+        except ProtocolError as error:
+            raise self._noted(sync, PeerError(f"{parts.catalog.peers.name_of(sync.peer)}: {error.why}.")) from error
         except ReplicatorError as error:
-            again = next_try_ns(parts.clock.now_ns(), sync.failures)
-            parts.catalog.note_sync_result(sync.sync_id, error=str(error), next_try_ns=again)
-            raise
+            raise self._noted(sync, error) from None
 
-    def _find(self, sync_id: str) -> SiteSync:
-        for sync in self._parts.catalog.syncs():
-            if sync.sync_id == sync_id:
-                return sync
-        raise NotFound(f"There is no sync {sync_id!r}.", hint="`replicator sync list` shows them.")
+    def _is_pull(self, args: dict[str, Any]) -> bool:
+        return order_of(args, self._parts).terms.direction == PULL
 
-    async def _send_pending(self, sync: SiteSync, context: JobContext) -> dict[str, Any]:
-        parts = self._parts
-        assert parts.mesh is not None
-        sent: list[dict[str, Any]] = []
-        tried: set[SnapshotId] = set()
-        while True:
-            pending = [
-                snapshot
-                for snapshot in pending_snapshots(parts.catalog, sync, parts.catalog.receipts())
-                if snapshot.snapshot_id not in tried
+    def _noted(self, sync: SiteSync, error: ReplicatorError) -> ReplicatorError:
+        """A standing order is never given up: not even one that a person has to look at."""
+        if sync.sync_id:
+            again = next_try_ns(self._parts.clock.now_ns(), sync.failures)
+            self._parts.catalog.note_sync_result(
+                sync.sync_id, error=str(error), next_try_ns=again, needs_person=not error.retryable
+            )
+        return error
+
+    async def _work(self, sync: SiteSync, context: JobContext) -> dict[str, Any]:
+        done: list[dict[str, Any]] = []
+        tried: set[bytes] = set()
+        left_s = self._left_s(sync) if context.args.get("scheduled") else _FOR_EVER
+        with trio.move_on_after(left_s) as window:
+            while (item := await self._next(sync, context, tried)) is not None:
+                tried.add(item.record.snapshot_id)
+                async with self.line.turn(sync.peer, priority=sync.terms.priority, who=sync.sync_id or context.job_id):
+                    one = await self._bring_stubbornly(sync, item, context)
+                if one is not None:
+                    done.append(one)
+        if sync.sync_id and not window.cancelled_caught:
+            self._parts.catalog.note_sync_result(sync.sync_id, error="")
+        return {
+            "sync": sync.sync_id,
+            "peer": self._parts.catalog.peers.name_of(sync.peer),
+            "direction": sync.terms.direction,
+            "snapshots_sent": len(done),
+            "sent": done,
+            "cut_by_window": window.cancelled_caught,
+        }
+
+    def _left_s(self, sync: SiteSync) -> float:
+        """Until the window closes. A sync that is in the middle is stopped there, and carries on in the next one."""
+        now, hours = self._parts.clock.now_ns(), sync.terms.open_hours
+        closes = hours.next_change_ns(now) if hours.at(now) else now
+        return _FOR_EVER if closes is None else (closes - now) / 1e9
+
+    async def _next(self, sync: SiteSync, context: JobContext, tried: set[bytes]) -> "Snapshot | Remote | None":
+        """What to bring over now: looked up anew each time, since the newest is what counts."""
+        catalog = self._parts.catalog
+        if sync.terms.direction == PULL:
+            assert self._parts.mesh is not None
+            context.progress.begin("asking what is new", unit="blocks")
+            link = await self._parts.mesh.wait_link(sync.peer, seconds=_LINK_WAIT_S)
+            # Somebody who asks for a snapshot by hand wants it, whatever became of it here before.
+            have = catalog.has_snapshot if "fetch" in context.args else catalog.has_or_had
+            remote = plan_pull(await list_remote(link), terms=sync.terms, site_id=self._parts.site_id, have=have)
+            wanted = context.args.get("snapshot", "")
+            fresh = [
+                one
+                for one in remote
+                if one.record.snapshot_id not in tried and one.record.snapshot_id.hex().startswith(wanted)
             ]
-            if not pending:
-                break
-            snapshot = pending[0]
-            tried.add(snapshot.snapshot_id)
-            context.progress.begin("waiting for the link", unit="blocks")
-            done = await self._send_stubbornly(sync, snapshot, context)
-            if done is not None:
-                sent.append(done)
-        parts.catalog.note_sync_result(sync.sync_id, error="")
-        name = parts.catalog.peers.name_of(sync.peer)
-        return {"sync": sync.sync_id, "peer": name, "snapshots_sent": len(sent), "sent": sent}
+            if context.args.get("fetch") is not None:
+                return self._one_of(fresh, tried)
+            return fresh[0] if fresh else None
+        if chosen := context.args.get("send"):
+            snapshot = catalog.snapshot(bytes.fromhex(chosen))
+            return None if snapshot.snapshot_id in tried else snapshot
+        pending = pending_snapshots(catalog, sync, catalog.receipts())
+        return next((snapshot for snapshot in pending if snapshot.snapshot_id not in tried), None)
 
-    async def _send_stubbornly(self, sync: SiteSync, snapshot: Snapshot, context: JobContext) -> dict[str, Any] | None:
-        """Wait for a link and offer; a link that breaks is waited for again, a few times.
+    def _one_of(self, fresh: list[Remote], tried: set[bytes]) -> Remote | None:
+        """A fetch without an order brings one snapshot: the newest that fits."""
+        if tried:
+            return None
+        if not fresh:
+            raise NotFound(
+                "That peer lets us read no such snapshot that is not here already.",
+                hint="What it may show us is decided there: `replicator pair policy`.",
+            )
+        return fresh[0]
+
+    async def _bring_stubbornly(
+        self, sync: SiteSync, item: "Snapshot | Remote", context: JobContext
+    ) -> dict[str, Any] | None:
+        """Wait for a link and begin; a link that breaks is waited for again, a few times.
 
         None if the snapshot was pruned or deleted here while it waited its turn: that is nobody's failure.
         """
         assert self._parts.mesh is not None
         for tries_left in reversed(range(_TRIES)):
+            context.progress.begin("waiting for the link", unit="blocks")
             link = await self._parts.mesh.wait_link(sync.peer, seconds=_LINK_WAIT_S)
             try:
-                return await self._send(link, snapshot, context)
+                return await self._bring(link, sync, item, context)
             except PeerError as error:
-                if not self._parts.catalog.has_snapshot(snapshot.snapshot_id):
+                if isinstance(item, Snapshot) and not self._parts.catalog.has_snapshot(item.snapshot_id):
                     return None
                 if not error.retryable or not tries_left:
                     raise
@@ -88,62 +170,95 @@ class SyncJobs:
                 await trio.sleep(1)
         raise AssertionError("the last try raises or returns")
 
-    async def _send(self, link: Link, snapshot: Snapshot, context: JobContext) -> dict[str, Any]:
-        parts, record, progress = self._parts, snapshot.record, context.progress
-        progress.begin(f"syncing {record.volume_name} to {link.name}", unit="blocks")
+    async def _bring(
+        self, link: Link, sync: SiteSync, item: "Snapshot | Remote", context: JobContext
+    ) -> dict[str, Any]:
+        parts = self._parts
+        assert parts.mesh is not None
+        plan = await self._plan(link, sync, item, context.progress)
+        show = _shown_in(context.progress)
+        done: Offered | Pulled
+        if isinstance(item, Snapshot):
+            context.progress.begin(f"syncing {item.record.volume_name} to {link.name}", unit="blocks")
+            wishes = Wishes(keep=sync.keep, prefix=sync.terms.prefix, is_passive=sync.terms.is_passive)
+            every_s = self._promised_every_s(item.record.volume_id, sync)
+            with parts.mesh.pacing.job(sync.peer, OUT, sync.terms.rate_bytes):
+                done = await offer(link, item, every_s=every_s, job=context.job_id, on_progress=show, wishes=wishes)
+            parts.catalog.add_receipt(item.snapshot_id, link.peer, encode(done.receipt))
+        else:
+            assert self._receiving is not None
+            context.progress.begin(f"fetching {item.record.volume_name} from {link.name}", unit="blocks")
+            with parts.mesh.pacing.job(sync.peer, IN, sync.terms.rate_bytes):
+                done = await pull(
+                    link,
+                    item,
+                    receiver=self._receiving.receiver,
+                    pace=self._receiving.pace,
+                    job=context.job_id,
+                    on_progress=show,
+                )
+            self._keep_by_our_rule(sync, item.record)
+        self.planner.note_rate(sync.peer, count=done.report.block_bytes, took_s=done.took_s)
+        sent = describe_done(item.record, done)
+        return {**sent, **compare(plan, sent)}
 
-        def show(seen: SyncProgress) -> None:
-            progress.total = seen.blocks_known if seen.plan_is_complete else 0
-            progress.set_done(seen.blocks_done)
-            progress.detail = f"{format_size(seen.bytes_done)} sent"
+    def _keep_by_our_rule(self, sync: SiteSync, record: SnapshotRecord) -> None:
+        """What is pulled is kept as the pull says: it is this site's own decision."""
+        known = self._parts.catalog.copy_rules().get(record.volume_id)
+        ours = (sync.keep, sync.terms.prefix, sync.terms.is_passive)
+        if sync.sync_id and any(ours) and (known is None or (known.keep, known.prefix, known.is_passive) != ours):
+            self._parts.catalog.set_copy_rule(
+                record.volume_id, keep=sync.keep, prefix=sync.terms.prefix, is_passive=sync.terms.is_passive
+            )
 
-        promised = self._promised_every_s(record.volume_id)
-        done = await offer(link, snapshot, every_s=promised, job=context.job_id, on_progress=show)
-        parts.catalog.add_receipt(snapshot.snapshot_id, link.peer, encode(done.receipt))
-        return describe_offered(snapshot, done)
+    async def _plan(self, link: Link, sync: SiteSync, item: "Snapshot | Remote", progress: Progress) -> SyncPlan | None:
+        """For the history. A pull is not planned: to read its difference is most of the work that it saves."""
+        if not isinstance(item, Snapshot):
+            return None
+        progress.begin(f"planning with {link.name}", unit="blocks")
+        try:
+            with trio.move_on_after(_PLAN_S):
+                return await self.planner.plan_push(link, sync, item)
+        except (ReplicatorError, ProtocolError):
+            return None  # The sync itself will say what is wrong.
+        return None
 
-    def _promised_every_s(self, volume_id: VolumeId) -> int:
+    def _promised_every_s(self, volume_id: VolumeId, sync: SiteSync) -> int:
+        if sync.terms.rpo_s:
+            return max(1, int(sync.terms.rpo_s))
+        if sync.terms.cron or sync.terms.windows:
+            return 0  # The peer cannot know our hours, and a promise by the period alone would be a false alarm.
         for protection in self._parts.catalog.protections():
             if protection.volume_id == volume_id:
                 return int(protection.every_s)
         return 0
 
 
-class AuditJobs:
-    """Jobs of the kind `audit`: `{"snapshot": id, "peer": name}` compares both sites' blocks by Merkle summaries."""
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-
-    async def run(self, context: JobContext) -> dict[str, Any]:
-        parts = self._parts
-        if parts.mesh is None:
-            raise UsageError("An audit needs the other site.", hint="Start the node with `replicator up`.")
-        record = parts.catalog.snapshot(bytes.fromhex(context.args["snapshot"])).record
-        peer = parts.catalog.peers.find(context.args["peer"])
-        context.progress.begin(f"comparing {record.volume_name} with {peer.name}", unit="blocks")
-        link = await parts.mesh.wait_link(peer.site_id, seconds=_LINK_WAIT_S)
-        done = await parts.auditor.compare(link, record)
-        return {
-            "snapshot": record.snapshot_id.hex(),
-            "volume": record.volume_name,
-            "peer": peer.name,
-            "blocks": done.blocks,
-            "shared": done.shared,
-            "peer_lacks": len(done.peer_lacks),
-            "peer_lacks_first": [block.hex() for block in done.peer_lacks[:20]],
-            "we_lack": done.we_lack,
-            "summary_bytes": done.summary_bytes,
-            "round_trips": done.round_trips,
-            "took_s": round(done.took_s, 4),
-        }
+def order_of(args: dict[str, Any], parts: Parts) -> SiteSync:
+    """The standing order that a job is about, or one made for this once. Raises `NotFound`."""
+    if "sync" in args:
+        return parts.catalog.sync(args["sync"])
+    peer = parts.catalog.peers.find(args["peer"]).site_id
+    terms = SyncTerms(priority=0)  # Somebody is waiting for it.
+    if "fetch" in args:
+        terms = SyncTerms(priority=0, direction=PULL, volume=args["fetch"])
+    return SiteSync("", EVERY_VOLUME, peer, "", False, None, "", 0, 0, terms)
 
 
-def describe_offered(snapshot: Snapshot, done: Offered) -> dict[str, Any]:
+def _shown_in(progress: Progress) -> Callable[[SyncProgress], None]:
+    def show(seen: SyncProgress) -> None:
+        progress.total = seen.blocks_known if seen.plan_is_complete else 0
+        progress.set_done(seen.blocks_done)
+        progress.detail = f"{format_size(seen.bytes_done)} sent"
+
+    return show
+
+
+def describe_done(record: SnapshotRecord, done: Offered | Pulled) -> dict[str, Any]:
     report = done.report
     return {
-        "snapshot": snapshot.snapshot_id.hex(),
-        "volume": snapshot.record.volume_name,
+        "snapshot": record.snapshot_id.hex(),
+        "volume": record.volume_name,
         "blocks": report.blocks_received,
         "blocks_twice": report.blocks_received_twice,
         "blocks_already_there": report.blocks_already_here,
@@ -159,4 +274,4 @@ def describe_offered(snapshot: Snapshot, done: Offered) -> dict[str, Any]:
     }
 
 
-__all__ = ["AuditJobs", "SyncJobs", "describe_offered"]
+__all__ = ["Receiving", "SyncJobs", "describe_done", "order_of"]

@@ -6,14 +6,15 @@ time has come. Periods missed while the node was down are made up for once, not 
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from protocol.ids import SiteId, SnapshotId
-from replicator.catalog.catalog import EVERY_VOLUME, Catalog
-from replicator.catalog.model import Protection, SiteSync, Snapshot
+from replicator.catalog.catalog import Catalog
+from replicator.catalog.model import Protection, SiteSync
+from replicator.catalog.terms import PULL
 from replicator.core.ports import WallClock
 from replicator.core.workers import Idle, Outcome
+from replicator.jobs.due import Receipts, decide, may_try, pending_snapshots, tags_of_continuous, volumes_to_snapshot
 from replicator.jobs.runner import JobRunner
 
 _LOOK_S: Final = 1.0
@@ -44,37 +45,24 @@ def plan_retry_s(failures: int, *, jitter: float) -> float:
     return min(_RETRY_MOST_S, _RETRY_FIRST_S * 2.0 ** min(failures, 16)) * (1 + jitter / 2)
 
 
-def may_try(sync: SiteSync, now_ns: int) -> bool:
-    """Whether a sync has waited long enough since it last failed, also if the clock was set back meanwhile."""
-    return not now_ns < sync.next_try_ns <= now_ns + int(1.5 * _RETRY_MOST_S * 1e9)
-
-
-def pending_snapshots(
-    catalog: Catalog, sync: SiteSync, receipts: dict[tuple[SnapshotId, SiteId], int]
-) -> list[Snapshot]:
-    """What the sync's peer has not signed for, newest first: the freshest copy is the one that counts."""
-    volumes = {
-        volume.volume_id
-        for volume in catalog.volumes()
-        # "Every volume" does not send a site its own back; a sync that names the volume does: the way home.
-        if volume.volume_id == sync.volume_id or (sync.volume_id == EVERY_VOLUME and volume.origin != sync.peer)
-    }
-    return [
-        snapshot
-        for snapshot in reversed(catalog.snapshots())
-        if snapshot.record.volume_id in volumes and (snapshot.snapshot_id, sync.peer) not in receipts
-    ]
-
-
 class Scheduler:
     """The worker that submits what is due."""
 
     name = "scheduler"
 
-    def __init__(self, *, catalog: Catalog, jobs: JobRunner, clock: WallClock) -> None:
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        jobs: JobRunner,
+        clock: WallClock,
+        has_remote: Callable[[SiteSync], bool] = lambda _: False,
+    ) -> None:
         self._catalog = catalog
         self._jobs = jobs
         self._clock = clock
+        self._has_remote = has_remote
+        """Whether there is something to fetch for a pull."""
 
     async def step(self) -> Outcome:
         now = self._clock.now_ns()
@@ -82,10 +70,25 @@ class Scheduler:
             if is_due(protection, now):
                 self._submit_snapshot(protection, now)
         receipts = self._catalog.receipts()
-        for sync in self._catalog.syncs():
-            if not sync.paused and may_try(sync, now) and pending_snapshots(self._catalog, sync, receipts):
-                self._submit_sync(sync)
+        # The most urgent first: where several could begin in this second, it gets the place.
+        for sync in sorted(self._catalog.syncs(), key=lambda one: one.terms.priority):
+            self._look_at(sync, now, receipts)
         return Idle(_LOOK_S)
+
+    def _look_at(self, sync: SiteSync, now: int, receipts: Receipts) -> None:
+        for volume in volumes_to_snapshot(self._catalog, sync, now):
+            if not self._jobs.is_active("snapshot", volume.volume_id.hex()):
+                args = {"volumes": [volume.volume_id.hex()], "tags": tags_of_continuous(sync)}
+                self._jobs.submit("snapshot", args, job_id=f"continuous-{volume.volume_id.hex()[:8]}-{now}")
+        if sync.terms.direction == PULL:
+            has_pending = bool(sync.terms.cron) or self._has_remote(sync)
+        else:
+            has_pending = bool(pending_snapshots(self._catalog, sync, receipts))
+        decision = decide(sync, now, has_pending=has_pending)
+        if decision.is_due:
+            self._submit_sync(sync)
+        if decision.next_run_ns != sync.next_run_ns:
+            self._catalog.plan_sync(sync.sync_id, next_run_ns=decision.next_run_ns)
 
     def _submit_snapshot(self, protection: Protection, now: int) -> None:
         volume = protection.volume_id.hex()
@@ -97,7 +100,7 @@ class Scheduler:
     def _submit_sync(self, sync: SiteSync) -> None:
         if not self._jobs.is_active("sync", sync.sync_id):
             job_id = f"sync-{sync.sync_id}-{self._clock.now_ns()}"
-            self._jobs.submit("sync", {"sync": sync.sync_id}, job_id=job_id)
+            self._jobs.submit("sync", {"sync": sync.sync_id, "scheduled": True}, job_id=job_id)
 
 
 def next_try_ns(now_ns: int, failures: int) -> int:
@@ -108,3 +111,15 @@ def next_try_ns(now_ns: int, failures: int) -> int:
 def exclusive_by_volume(volumes: Sequence[str]) -> str:
     """Snapshots of one volume take turns; a system snapshot takes turns with other system snapshots."""
     return volumes[0] if len(volumes) == 1 else "system"
+
+
+__all__ = [
+    "Scheduler",
+    "exclusive_by_volume",
+    "is_due",
+    "may_try",
+    "next_try_ns",
+    "pending_snapshots",
+    "plan_next_run",
+    "plan_retry_s",
+]

@@ -2,25 +2,31 @@
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from protocol.ids import SnapshotId
 from protocol.wire.hashing import derived_key
+from replicator.catalog.catalog import Catalog
 from replicator.catalog.manifest.nodes import EMPTY_ROOTS
-from replicator.catalog.model import Volume
+from replicator.catalog.model import SiteSync, Volume
 from replicator.catalog.records import KINDS, SnapshotRecord, sign_record
-from replicator.catalog.retention import Candidate, plan_retention
+from replicator.catalog.retention import Candidate, Verdict, plan_retention
+from replicator.catalog.terms import CONTINUOUS_TAG, TENANT
 from replicator.core.errors import SourceError, UsageError
 from replicator.ingest.pipeline import take
 from replicator.ingest.sources import ImageSource, Source, Taken, TreeSource
+from replicator.jobs.due import owed
 from replicator.jobs.parts import Parts
 from replicator.jobs.runner import JobContext
 from replicator.store.ports import Lease
 from replicator.sync.receive import store_record
 
 _LISTED_MAX = 50
+_CONTINUOUS_KEPT = 10
+"""Of a volume without a keep rule: enough that a peer which was away for a little finds a base among them."""
 
 
 class SnapshotJobs:
@@ -90,12 +96,17 @@ class SnapshotJobs:
             entries=taken.entries,
             block_bytes=volume.block_bytes,
             consistency="crash",
-            tags=tuple(context.args.get("tags", ())),
+            tags=(*context.args.get("tags", ()), *self._labels(volume)),
             system_id=system_id,
             system_size=members,
             skipped=len(taken.skipped),
         )
         return sign_record(record, parts.sign), describe_taken(record, taken)
+
+    def _labels(self, volume: Volume) -> list[str]:
+        """Whose data it is travels with the snapshot, so that other sites can go by it."""
+        tenant = self._parts.catalog.tenant_of(volume.volume_id)
+        return [TENANT + tenant] if tenant else []
 
 
 def describe_taken(record: SnapshotRecord, taken: Taken) -> dict[str, Any]:
@@ -146,23 +157,54 @@ def _escaped(path: Path) -> str:
 
 def prune_volume(parts: Parts, volume: Volume) -> int:
     """Forget the snapshots that the volume's keep rule lets go; their blocks are the collector's business."""
-    rules = {one.volume_id: one.keep for one in parts.catalog.protections()}
-    rule = rules.get(volume.volume_id, "")
-    candidates = [
-        Candidate(snapshot.snapshot_id, snapshot.record.sequence, snapshot.received_ns, snapshot.held)
-        for snapshot in parts.catalog.snapshots(volume.volume_id)
-    ]
-    gone = [verdict.snapshot_id for verdict in plan_retention(rule, candidates) if not verdict.reason]
-    gone = [snapshot_id for snapshot_id in gone if not _is_awaited(parts, snapshot_id, volume)]
+    gone = [verdict.snapshot_id for verdict in plan_pruning(parts.catalog, volume) if not verdict.reason]
     parts.catalog.delete_snapshots(gone)
     return len(gone)
 
 
-def _is_awaited(parts: Parts, snapshot_id: SnapshotId, volume: Volume) -> bool:
+def plan_pruning(catalog: Catalog, volume: Volume) -> list[Verdict]:
+    """What becomes of each snapshot of a volume, newest first, and why.
+
+    What was taken here is kept by the promise that was made here; a copy by what this site has decided about copies.
+    Snapshots that a continuous sync takes for itself are many, and kept only while they are of use.
+    """
+    snapshots = catalog.snapshots(volume.volume_id)
+    is_copy = volume.path is None
+    candidates = [Candidate(s.snapshot_id, s.record.sequence, s.received_ns, s.held) for s in snapshots]
+    if is_copy:
+        rule = catalog.copy_rules().get(volume.volume_id)
+        verdicts = plan_retention("" if rule is None else rule.keep, candidates, keep_first=True)
+    else:
+        promises = {one.volume_id: one.keep for one in catalog.protections()}
+        verdicts = plan_retention(promises.get(volume.volume_id, ""), candidates)
+        if not promises.get(volume.volume_id, ""):
+            passing = {s.snapshot_id for s in snapshots[:-_CONTINUOUS_KEPT] if CONTINUOUS_TAG in s.record.tags}
+            verdicts = [
+                Verdict(v.snapshot_id, "" if v.reason == "no rule" and v.snapshot_id in passing else v.reason)
+                for v in verdicts
+            ]
+    owing = owed(catalog)
+    return [_with_debts(catalog, volume, verdict, owing) for verdict in verdicts]
+
+
+def _with_debts(
+    catalog: Catalog, volume: Volume, verdict: Verdict, owing: Mapping[SnapshotId, Sequence[SiteSync]]
+) -> Verdict:
+    if verdict.reason:
+        return verdict
+    if syncs := owing.get(verdict.snapshot_id):
+        names = ", ".join(sorted({catalog.peers.name_of(sync.peer) for sync in syncs}))
+        return Verdict(verdict.snapshot_id, f"owed to {names}")
+    if _is_awaited(catalog, verdict.snapshot_id, volume):
+        return Verdict(verdict.snapshot_id, "the base of the next difference")
+    return verdict
+
+
+def _is_awaited(catalog: Catalog, snapshot_id: SnapshotId, volume: Volume) -> bool:
     """Whether a peer's last receipt is for this one: it is the base of the next difference (zrepl#340)."""
-    receipts = parts.catalog.receipts()
-    order = [snapshot.snapshot_id for snapshot in parts.catalog.snapshots(volume.volume_id)]
-    for sync in parts.catalog.syncs():
+    receipts = catalog.receipts()
+    order = [snapshot.snapshot_id for snapshot in catalog.snapshots(volume.volume_id)]
+    for sync in catalog.syncs():
         proven = [one for one in order if (one, sync.peer) in receipts]
         if proven and proven[-1] == snapshot_id:
             return True

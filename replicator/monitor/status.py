@@ -1,19 +1,18 @@
 """The whole node on one page: what `replicator status` and the API show.
 
-States of a site sync are the words of the glossary: idle, syncing, retrying, blocked, paused.
-A healthy sync is never "offline".
+How each site sync stands is told by `monitor/syncs.py`.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from replicator.catalog.catalog import EVERY_VOLUME
-from replicator.catalog.model import Protection, SiteSync, Volume
+from replicator.catalog.model import Protection, Volume
 from replicator.core.workers import WorkerRunner
 from replicator.jobs.parts import Parts
+from replicator.jobs.pulls import Pulls
 from replicator.jobs.runner import JobRunner, JobView
-from replicator.jobs.scheduler import pending_snapshots
 from replicator.monitor.alerts import find_alerts
+from replicator.monitor.syncs import SyncSources, describe_sync
 from replicator.net.mesh import Mesh
 
 _RECENT_REPAIRS = 20
@@ -29,12 +28,14 @@ class StatusSources:
     workers: WorkerRunner
     started_ns: int
     version: str
+    pulls: Pulls | None = None
 
 
 def node_status(sources: StatusSources) -> dict[str, Any]:
     """Everything, as plain values. Times are ages in seconds, so that no clock has to be compared."""
     parts = sources.parts
     now = parts.clock.now_ns()
+    syncs = SyncSources(parts, sources.mesh, sources.jobs, sources.pulls)
     alerts = find_alerts(parts, sources.mesh, started_ns=sources.started_ns)
     return {
         "site": parts.site_name,
@@ -46,13 +47,13 @@ def node_status(sources: StatusSources) -> dict[str, Any]:
         "alerts": [asdict(alert) for alert in alerts],
         "peers": _peers(sources, now),
         "volumes": _volumes(sources, now),
-        "syncs": [_sync(sources, sync, now) for sync in parts.catalog.syncs()],
+        "syncs": [describe_sync(syncs, sync, now) for sync in parts.catalog.syncs()],
         "jobs": [describe_job(view) for view in sources.jobs.running()],
         "store": _store(parts, now),
         "repairs": {f"{role}.{outcome}": count for (role, outcome), count in parts.catalog.repair_counts().items()},
         "throttle": {
-            "out_bytes_per_s": sources.mesh.rate_out.rate_bytes,
-            "in_bytes_per_s": sources.mesh.rate_in.rate_bytes,
+            "out_bytes_per_s": sources.mesh.pacing.node["out"].rate_bytes,
+            "in_bytes_per_s": sources.mesh.pacing.node["in"].rate_bytes,
         },
         "workers": [asdict(state) for state in sources.workers.states.values()],
     }
@@ -76,6 +77,10 @@ def _peers(sources: StatusSources, now: int) -> list[dict[str, Any]]:
                 "round_trip_s": link.round_trip_s if link is not None else None,
                 "bytes_in": counted.bytes_in if counted else 0,
                 "bytes_out": counted.bytes_out if counted else 0,
+                "may": sorted(peer.rights.may),
+                "introduced_by": None
+                if peer.introduced_by is None
+                else sources.parts.catalog.peers.name_of(peer.introduced_by),
                 "last_seen_s": 0.0 if link is not None else _age(now, peer.last_seen_ns),
                 "problem": "" if link is not None else sources.mesh.dial_errors.get(peer.site_id, ""),
             }
@@ -127,31 +132,6 @@ def _promise(promise: Protection | None, now: int) -> dict[str, Any] | None:
         "last_success_s": _age(now, promise.last_success_ns),
         "next_run_s": round((promise.next_run_ns - now) / 1e9, 3),
         "last_error": promise.last_error,
-    }
-
-
-def _sync(sources: StatusSources, sync: SiteSync, now: int) -> dict[str, Any]:
-    catalog = sources.parts.catalog
-    pending = pending_snapshots(catalog, sync, catalog.receipts())
-    syncing = sources.jobs.is_active("sync", sync.sync_id)
-    if sync.paused:
-        state = "paused"
-    elif syncing:
-        state = "syncing"
-    elif sync.failures and pending:
-        state = f"retrying ({sync.failures}, next in {max(0, (sync.next_try_ns - now) // 10**9)} s)"
-    else:
-        state = "idle"
-    oldest = min((snapshot.record.taken_ns for snapshot in pending), default=None)
-    return {
-        "sync_id": sync.sync_id,
-        "volume": "every volume" if sync.volume_id == EVERY_VOLUME else catalog.volume(sync.volume_id).name,
-        "peer": catalog.peers.name_of(sync.peer),
-        "state": state,
-        "pending_snapshots": len(pending),
-        "lag_s": 0.0 if oldest is None else _age(now, oldest),
-        "last_success_s": _age(now, sync.last_success_ns),
-        "last_error": sync.last_error,
     }
 
 

@@ -19,7 +19,7 @@ from typing import Final
 import trio
 
 from protocol.errors import ErrorCode, ProtocolError
-from protocol.ids import SiteId, StreamId
+from protocol.ids import SiteId, SnapshotId, StreamId
 from protocol.limits import BLOCKS_FRAME_GOAL, CONTROL_FRAME_MAX, HANDSHAKE_S, HEARTBEAT_S, SILENCE_S, STREAM_CREDIT
 from protocol.machines.connection import Connection, ConnectionStatistics, State
 from protocol.machines.events import (
@@ -190,6 +190,8 @@ class Link:
         self._streams: dict[int, Stream] = {}
         self._wake = trio.Event()
         self._slot = trio.Event()
+        self.offered: set[SnapshotId] = set()
+        """What we are offering the peer just now: it may read that, whatever else it may."""
         self.ready = trio.Event()
         self.closed = trio.Event()
         self.opened_at = trio.current_time()
@@ -264,6 +266,10 @@ class Link:
     def is_open(self) -> bool:
         """Whether streams may be opened: greeted, and neither side has said goodbye."""
         return self.connection.state is State.OPEN and not self.closed.is_set()
+
+    def speaks(self, kind: type[Message]) -> bool:
+        """Whether the peer knows a message: one that it does not know would end the link."""
+        return kind.since <= self.connection.version
 
     async def _wait_for_slot(self) -> None:
         """Until the bound on open streams leaves room: some thirty syncs at once are enough to reach it."""

@@ -7,9 +7,7 @@ directions. Revoking a peer rebuilds the TLS contexts and cuts its links at once
 
 import random
 import ssl
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -24,9 +22,10 @@ from protocol.messages.session import Hello, PairJoin, PairWelcome, Refusal
 from protocol.messages.versions import CURRENT, OLDEST
 from replicator.core.errors import ConfigError, PeerError, ReplicatorError, StoreError, Unreachable
 from replicator.core.logging import get_logger
-from replicator.core.throttle import TokenBucket
+from replicator.net.greeting import Greeting
 from replicator.net.identity import Identity
-from replicator.net.link import Handlers, Link, Pace
+from replicator.net.link import Handlers, Link
+from replicator.net.pacing import Pacing
 from replicator.net.pairing import join_proof, receive_one, send_one, split_address
 from replicator.net.ports import PeerBook
 from replicator.net.tls import TlsTransport, make_context
@@ -34,9 +33,6 @@ from replicator.net.tls import TlsTransport, make_context
 _DIAL_FIRST_S: Final = 0.2
 _DIAL_MOST_S: Final = 30.0
 _LINKS_PER_PEER_MAX: Final = 4
-_GREETING_MAX: Final = 128
-"""Connections that have not proven themselves yet. One more, and the one that has dawdled longest is cut: an
-honest site needs three round trips, so strangers who merely sit there never keep one out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +66,11 @@ class Mesh:
         self._incarnation = incarnation
         self._book = book
         self.handlers: Handlers = {}
-        self.rate_out = TokenBucket(config.rate_out_bytes, clock=monotonic)
-        self.rate_in = TokenBucket(config.rate_in_bytes, clock=monotonic)
+        self.pacing = Pacing(monotonic=monotonic, rate_out=config.rate_out_bytes, rate_in=config.rate_in_bytes)
         self._links: dict[SiteId, list[Link]] = {}
         self._changed = trio.Event()
         self._contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None = None
-        self._greeting: deque[trio.CancelScope] = deque()
+        self.greeting = Greeting()
         self.address = config.listen
         self.dial_errors: dict[SiteId, str] = {}
 
@@ -156,7 +151,7 @@ class Mesh:
         site: SiteId | None = None
         why = "too slow"
         try:
-            with self._greet():
+            with self.greeting.greet(_remote(stream).rpartition(":")[0]):
                 transport = TlsTransport(stream, self._context(is_server=True), is_server=True)
                 site = await transport.handshake()
         except (PeerError, OSError) as error:
@@ -165,23 +160,16 @@ class Mesh:
             get_logger().info("link.turned_away", error=why)
             await trio.aclose_forcefully(stream)
             return
-        if site in self._book.peer_ids():
+        if self._recognise(site) in self._book.peer_ids():
             await self._run_link(transport, site, is_dialer=False, address=_remote(stream))
         else:
             await self._welcome(transport, site)
 
-    @contextmanager
-    def _greet(self) -> Iterator[None]:
-        """The time in which a stranger must prove itself: cut short if too many others have come since."""
-        if len(self._greeting) >= _GREETING_MAX:
-            self._greeting.popleft().cancel()
-        with trio.move_on_after(HANDSHAKE_S) as scope:
-            self._greeting.append(scope)
-            try:
-                yield
-            finally:
-                if scope in self._greeting:
-                    self._greeting.remove(scope)
+    def _recognise(self, site: SiteId) -> SiteId:
+        """A peer that shows its new key for the first time goes by that key from now on: links of the old one end."""
+        if self._book.recognise(site):
+            self.trust_changed()
+        return site
 
     async def _welcome(self, transport: TlsTransport, door: SiteId) -> None:
         """Someone came through an invite's door: one question, one answer, and the line is closed."""
@@ -231,7 +219,7 @@ class Mesh:
             is_dialer=is_dialer,
             hello=hello,
             handlers=self.handlers,
-            pace=Pace((self.rate_out,), (self.rate_in,)),
+            pace=self.pacing.pace_for(site),
             address=address,
         )
         links.append(link)
@@ -321,6 +309,7 @@ class Mesh:
             self.dial_errors[site] = f"{address}: {error or 'no answer in time'}"
         if found != site:
             if found is not None:
+                self._recognise(found)
                 self.dial_errors[site] = f"{address} is another peer, {self._book.name_of(found)}"
             if stream is not None:
                 await trio.aclose_forcefully(stream)

@@ -58,6 +58,7 @@ class Pacing:
             OUT: TokenBucket(rate_out, clock=monotonic, burst_s=BURST_S),
             IN: TokenBucket(rate_in, clock=monotonic, burst_s=BURST_S),
         }
+        self._configured = {OUT: rate_out, IN: rate_in}
         self._rules: dict[tuple[bytes, str], RateRule] = {}
         self._peers: dict[SiteId, _OfPeer] = {}
         self._measured_at = monotonic()
@@ -78,7 +79,7 @@ class Pacing:
         return Pace((self.node[OUT], one.peer[OUT], one.job[OUT], one.told), (self.node[IN], one.peer[IN], one.job[IN]))
 
     def limit_bytes(self, site: SiteId, way: str, *, now_ns: int | None = None, job_rate: int = 0) -> int:
-        """The rate that binds traffic with the peer: the lowest of all that apply; 0 for none. Also for another hour."""
+        """The rate that binds traffic with the peer, now or at another hour: the lowest that applies; 0 for none."""
         one = self._of(site)
         if now_ns is None:
             rates = [self.node[way].rate_bytes, one.peer[way].rate_bytes]
@@ -110,6 +111,11 @@ class Pacing:
                 self._of(SiteId(scope)).peer[way].set_rate(0)
         self._rules = dict(rules)
         self.apply(now_ns)
+
+    def reset_node(self) -> None:
+        """What the configuration file says counts again."""
+        for way in WAYS:
+            self.node[way].set_rate(self._configured[way], burst_s=BURST_S)
 
     def apply(self, now_ns: int) -> None:
         """Let the hour of the week take effect."""

@@ -19,6 +19,10 @@ class PeerBook(Protocol):
 
     def name_of(self, site_id: SiteId) -> str: ...
 
+    def recognise(self, site_id: SiteId) -> bool:
+        """A key has been proven. Returns whether it takes the place of a peer's old one just now."""
+        ...
+
     def note_seen(self, site_id: SiteId) -> None: ...
 
     def note_incarnation(self, site_id: SiteId, incarnation: bytes) -> None:

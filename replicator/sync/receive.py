@@ -12,7 +12,7 @@ finds here; nothing else has to be remembered.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -20,7 +20,7 @@ from protocol.errors import Unexpected
 from protocol.ids import BLOCK_ID_BYTES, ZERO_BLOCK, BlockId, SiteId, SnapshotId
 from protocol.limits import HAVE_ROOTS_MAX
 from protocol.messages.registry import Message
-from protocol.messages.snapshots import DiffBase, OfferSnapshot, SyncProgress, SyncReport, WantDiff
+from protocol.messages.snapshots import DiffBase, OfferSnapshot, Receipt, SyncProgress, SyncReport, WantDiff
 from protocol.wire.envelope import parse_header, seal
 from protocol.wire.frames import Lane
 from protocol.wire.hashing import Kind, block_id
@@ -75,7 +75,7 @@ class Receiver:
         self._ports.catalog.check_owner(record)
         lock = self._locks.setdefault(record.snapshot_id, trio.Lock())
         async with lock:
-            report = await self._obtain(stream, record, request)
+            report = await self.obtain(stream, record, request)
             snapshot = self._ports.catalog.snapshot(record.snapshot_id)
         if not lock.statistics().tasks_waiting:
             self._locks.pop(record.snapshot_id, None)
@@ -86,7 +86,20 @@ class Receiver:
         )
         await stream.send(receipt, end=True)
 
-    async def _obtain(self, stream: Stream, record: SnapshotRecord, request: OfferSnapshot) -> SyncReport:
+    async def pull(self, teller: "Teller", signed: bytes, *, job: str) -> tuple[SyncReport, Receipt]:
+        """Get a snapshot that nobody has offered: the same, but that the wish is ours. Raises as `offered` does."""
+        record = open_record(signed)
+        self._ports.catalog.check_owner(record)
+        async with self._locks.setdefault(record.snapshot_id, trio.Lock()):
+            report = await self.obtain(teller, record, OfferSnapshot(record=signed, every_s=0, job=job))
+            snapshot = self._ports.catalog.snapshot(record.snapshot_id)
+        receipt = sign_receipt(
+            record, site_id=self._ports.site_id, received_at_ns=snapshot.received_ns, sign=self._ports.sign
+        )
+        return report, receipt
+
+    async def obtain(self, stream: "Teller", record: SnapshotRecord, request: OfferSnapshot) -> SyncReport:
+        """Fetch what is missing of a snapshot over the teller's link, and enter it."""
         ports = self._ports
         lease = ports.store.begin(f"receive {record.volume_name} from {stream.link.name}")
         began = trio.current_time()
@@ -120,7 +133,19 @@ class Receiver:
         return report
 
 
-async def _tell_progress(stream: Stream, session: "_Session") -> None:
+class Teller(Protocol):
+    """Whom a receive tells how far it is: the stream of an offer, or whoever pulls."""
+
+    @property
+    def peer(self) -> SiteId: ...
+
+    @property
+    def link(self) -> Link: ...
+
+    async def send(self, message: Message) -> None: ...
+
+
+async def _tell_progress(stream: Teller, session: "_Session") -> None:
     while True:
         await trio.sleep(_PROGRESS_S)
         counts = session.fetcher.counts
@@ -310,4 +335,4 @@ def store_record(store: BlockStore, lease: Lease, signed: bytes) -> BlockId:
     return name
 
 
-__all__ = ["Receiver", "ReceiverPorts", "store_record"]
+__all__ = ["Receiver", "ReceiverPorts", "Teller", "store_record"]

@@ -12,6 +12,7 @@ from protocol.messages.snapshots import ListSnapshots, SnapshotList
 from protocol.wire.frames import Lane
 from replicator.core.errors import PeerError, Refused, ReplicatorError, StoreFull, Untrusted
 from replicator.net import mesh as mesh_module
+from replicator.net.greeting import GREETING_MAX
 from replicator.net.identity import Identity
 from replicator.net.pairing import PairingCode, join, split_address
 from replicator.net.tls import TlsTransport, make_context
@@ -142,7 +143,7 @@ async def test_idle_strangers_do_not_keep_a_peer_out(tmp_path: Path) -> None:
             began = trio.current_time()
             assert await is_served(cabin, home)
             assert trio.current_time() - began < 4  # Up to 1.5 of them is the dialler's own pause.
-            assert len(home.mesh._greeting) <= mesh_module._GREETING_MAX, "nor do they all keep a file open here"
+            assert len(home.mesh.greeting) <= GREETING_MAX, "nor do they all keep a file open here"
             with trio.fail_after(2):
                 assert await crowd[0].receive_some(1) == b"", "the one that has dawdled longest was cut"
             for stream in crowd:

@@ -30,7 +30,6 @@ def register(app: App) -> None:
     app.command(init)
     app.command(up)
     app.command(status)
-    app.command(throttle)
 
 
 def init(
@@ -218,7 +217,7 @@ def _print_status(page: dict[str, Any]) -> None:
         f"{store['broken_blocks']} broken, {store['condemned_blocks']} condemned"
     )
     rates = page["throttle"]
-    told = [f"{way.partition('_')[0]} {format_size(rate)}/s" for way, rate in rates.items() if rate]
+    told = [f"{way} {format_size(rate)}/s" for way in ("out", "in") if (rate := rates[f"{way}_bytes_per_s"])]
     if told:
         print(f"throttle: {', '.join(told)}")
     if page["peers"]:
@@ -268,29 +267,3 @@ def _volume_row(volume: dict[str, Any]) -> tuple[object, ...]:
         "-" if promise is None else f"in {format_span(max(0.0, promise['next_run_s']))}",
         ", ".join(volume["held_by"]) or "-",
     )
-
-
-def throttle(
-    *,
-    rate_out: Annotated[str | None, Parameter(name=["--out"], help="To peers: 20MB/s, 100Mbit/s, none.")] = None,
-    rate_in: Annotated[str | None, Parameter(name=["--in"], help="From peers.")] = None,
-    common: Common = DEFAULT,
-) -> int:
-    """Change the bandwidth rules of the running node; links stay up. Without options, show them.
-
-    The configuration file is not changed: it counts again after a restart. Exit codes: 0, 64 not a rate, 69 down.
-    """
-    from replicator.core.units import parse_rate
-
-    body = {
-        "out_bytes_per_s": None if rate_out is None else parse_rate(rate_out),
-        "in_bytes_per_s": None if rate_in is None else parse_rate(rate_in),
-    }
-    value = connect(common).post("/v1/throttle", body)
-
-    def human() -> None:
-        for way, rate in value.items():
-            print(f"{way.partition('_')[0]}: {format_size(rate) + '/s' if rate else 'no limit'}")
-
-    common.output().result(value, human)
-    return 0

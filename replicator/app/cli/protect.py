@@ -28,6 +28,9 @@ def protect(
     name: Annotated[str, Parameter(help="What to call it; default: the last part of the path.")] = "",
     kind: Annotated[str, Parameter(help="tree or image; default: what the path is.")] = "",
     exclude: Annotated[list[str] | None, Parameter(help="Patterns of paths to leave out.")] = None,
+    tenant: Annotated[
+        str | None, Parameter(help="Whose data it is: a label that syncs can go by; empty takes it away.")
+    ] = None,
     common: Common = DEFAULT,
 ) -> int:
     """Protect a path: snapshots on a schedule, kept by a rule, sent to peers.
@@ -43,6 +46,7 @@ def protect(
         "keep": keep,
         "to": list(to or []),
         "exclude": list(exclude or []),
+        "tenant": tenant,
     }
     value = connect(common).post("/v1/protect", body)
 
@@ -111,11 +115,11 @@ def list_snapshots(
     rows = [
         (
             one["snapshot"][:12], one["volume"], one["sequence"], age(one["age_s"]), format_size(one["size_bytes"]),
-            f"{one['entries']:,}", ", ".join(one["held_by"]) or "-", ", ".join(one["tags"]), one["held"],
+            f"{one['entries']:,}", ", ".join(one["held_by"]) or "-", ", ".join(one["tags"]), one["kept_because"],
         )
         for one in value
     ]  # fmt: skip
-    head = ("SNAPSHOT", "VOLUME", "SEQ", "TAKEN", "SIZE", "ENTRIES", "HELD ALSO BY", "TAGS", "HELD BECAUSE")
+    head = ("SNAPSHOT", "VOLUME", "SEQ", "TAKEN", "SIZE", "ENTRIES", "HELD ALSO BY", "TAGS", "KEPT BECAUSE")
     common.output().result(value, lambda: table(rows, head))
     return 0
 

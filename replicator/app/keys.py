@@ -1,0 +1,103 @@
+"""Changing this site's own key: made now, told to the peers, and shown from the middle of the overlap on.
+
+The new key waits in `identity.next` beside the old one. In the first half of the overlap the
+site still shows the old key, so that peers that have not heard yet can be told; in the second
+half it shows the new one, and peers whose clocks differ by less than that half are never
+surprised. When it is time the node puts itself together anew with the new key; whatever it
+was doing carries on, as after any restart.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from protocol.ids import SiteId
+from replicator.app.config import StateFolder
+from replicator.catalog.catalog import Catalog
+from replicator.core.files import sync_directory
+from replicator.core.logging import get_logger
+from replicator.core.ports import WallClock
+from replicator.core.workers import Idle, Outcome
+from replicator.net.identity import Identity
+from replicator.net.link import Link
+from replicator.sync.neighbours import Neighbours
+
+_SWITCH: Final = "new_key.switch_ns"
+_LOOK_S: Final = 1.0
+
+
+def rotate(state: StateFolder, neighbours: Neighbours, catalog: Catalog, *, overlap_s: float, now_ns: int) -> None:
+    """Make a new key and begin to tell of it. Raises `UsageError`."""
+    fresh = Identity.generate()
+    # The file comes before the statement: a statement without its key would be an end without a successor.
+    one = neighbours.plan_new_key(
+        fresh.site_id, fresh.sign, overlap_s=overlap_s, keep=lambda: fresh.save(state.next_identity)
+    )
+    catalog.set_fact(_SWITCH, str(now_ns + int(overlap_s * 1e9 / 2)))
+    get_logger().info("key.rotating", old=one.old.hex()[:12], new=one.new.hex()[:12], overlap_s=overlap_s)
+
+
+def describe_keys(
+    neighbours: Neighbours, catalog: Catalog, *, site_id: SiteId, name: str, now_ns: int
+) -> dict[str, Any]:
+    """Which key this site has, and which one comes."""
+    one = neighbours.own_succession()
+    page: dict[str, Any] = {"name": name, "site_id": site_id.hex(), "next_site_id": None}
+    if one is not None:
+        switch = int(catalog.fact(_SWITCH) or one.until_ns)
+        page |= {
+            "next_site_id": one.new.hex(),
+            "shown_in_s": round((switch - now_ns) / 1e9, 1),
+            "old_dead_in_s": round((one.until_ns - now_ns) / 1e9, 1),
+            "noted_by": sorted(catalog.peers.name_of(site) for site in one.told),
+            "not_noted_by": sorted(peer.name for peer in catalog.peers.all() if peer.site_id not in one.told),
+        }
+    return page
+
+
+def is_time(catalog: Catalog, *, now_ns: int) -> bool:
+    switch = catalog.fact(_SWITCH)
+    return bool(switch) and now_ns >= int(switch or 0)
+
+
+def adopt_next_key(state: StateFolder, catalog: Catalog, *, now_ns: int) -> None:
+    """At a start: take the new key if its time has come. Safe to be cut at any point, and to repeat."""
+    if is_time(catalog, now_ns=now_ns) and state.next_identity.exists():
+        state.next_identity.replace(state.identity)
+        sync_directory(state.identity.parent)
+    current = Identity.load(state.identity).site_id
+    for one in catalog.successions():
+        if one.new == current:
+            catalog.rename_site(one.old, one.new)
+            if catalog.fact(_SWITCH):
+                catalog.set_fact(_SWITCH, "")
+
+
+class KeyKeeping:
+    """The worker that tells peers of new keys, ends old ones, and sees when our own has to change."""
+
+    name = "keys"
+
+    def __init__(
+        self,
+        neighbours: Neighbours,
+        *,
+        catalog: Catalog,
+        links: Callable[[], Sequence[Link]],
+        clock: WallClock,
+        trust_changed: Callable[[], None],
+        on_time: Callable[[], None],
+    ) -> None:
+        self._neighbours = neighbours
+        self._catalog = catalog
+        self._links = links
+        self._clock = clock
+        self._trust_changed = trust_changed
+        self._on_time = on_time
+
+    async def step(self) -> Outcome:
+        await self._neighbours.tell_keys(self._links())
+        if self._neighbours.end_overlaps():
+            self._trust_changed()
+        if is_time(self._catalog, now_ns=self._clock.now_ns()):
+            self._on_time()
+        return Idle(_LOOK_S)

@@ -1,0 +1,158 @@
+"""What comes in, seen from the door: offers with wishes, receipts for what was fetched from us, probes, and pace.
+
+The receiving itself is `sync/receive.py`. Here is what surrounds it: who sends to us just now
+(so that they share our bandwidth), what the sender would like of its copies, and what it may
+know beforehand.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from protocol.ids import SiteId, split_ids
+from protocol.messages.mesh import HandReceipt, Noted, OfferCopy, PaceNotice, ProbeAnswer, ProbeBlocks
+from protocol.messages.registry import Message, encode
+from protocol.messages.snapshots import OfferSnapshot, Receipt
+from protocol.wire.frames import Lane
+from replicator.catalog.catalog import Catalog
+from replicator.catalog.records import open_record
+from replicator.core.errors import PeerError
+from replicator.core.logging import get_logger
+from replicator.core.ports import Offload, WallClock
+from replicator.net.link import Link, Stream
+from replicator.net.pacing import Pacing, links_to_tell
+from replicator.store.ports import BlockStore
+from replicator.sync.receipts import check_receipt
+from replicator.sync.receive import Receiver
+
+_TELL_S: Final = 10.0
+"""How long a peer may take to note a pace. One that does not is slowed by credit alone."""
+
+
+class PaceKeeper:
+    """Tells the sites that send to us how fast they may, and is told."""
+
+    def __init__(self, pacing: Pacing, *, links: Callable[[], Sequence[Link]], clock: WallClock) -> None:
+        self._pacing = pacing
+        self._links = links
+        self._clock = clock
+        self._told: dict[int, int] = {}
+        self._turn = trio.Lock()
+
+    async def noted(self, stream: Stream, request: Message) -> None:
+        """Answer a `PaceNotice`."""
+        assert isinstance(request, PaceNotice)
+        self._pacing.told(stream.peer, request.rate_bytes)
+        await stream.send(Noted(), end=True)
+
+    async def look(self) -> None:
+        """Once a second: the hour's rates, what each sender uses, and whom to tell what."""
+        self._pacing.apply(self._clock.now_ns())
+        self._pacing.measure()
+        await self.tell()
+
+    async def tell(self) -> None:
+        """Let every sender know its share. Those who get less hear it first, so that the sum never exceeds the rule."""
+        async with self._turn:
+            links = [link for link in self._links() if link.speaks(PaceNotice)]
+            self._told = {id(link): self._told.get(id(link), 0) for link in links}
+            todo = links_to_tell(links, self._pacing.shares(), self._told)
+            less = [(link, rate) for link, rate in todo if rate]
+            await self._tell_all(sorted(less, key=lambda one: one[1]))
+            await self._tell_all([one for one in todo if not one[1]])
+
+    async def _tell_all(self, todo: Sequence[tuple[Link, int]]) -> None:
+        async with trio.open_nursery() as nursery:
+            for link, rate in todo:
+                nursery.start_soon(self._tell_one, link, rate)
+
+    async def _tell_one(self, link: Link, rate: int) -> None:
+        try:
+            with trio.fail_after(_TELL_S):
+                async with link.open(PaceNotice(rate_bytes=rate), lane=Lane.CONTROL) as stream:
+                    await stream.receive()
+            self._told[id(link)] = rate
+        except (PeerError, trio.TooSlowError) as error:
+            get_logger().info("pace.not_noted", peer=link.name, error=str(error) or "too slow")
+
+    @asynccontextmanager
+    async def receiving(self, site: SiteId) -> AsyncIterator[None]:
+        """Around a receive: its sender is told its share before it sends anything."""
+        with self._pacing.receiving(site):
+            await self.tell()
+            yield
+
+
+class Incoming:
+    """Answers what a site asks that keeps copies here, or fetches them from here."""
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        *,
+        catalog: Catalog,
+        store: BlockStore,
+        offload: Offload,
+        pace: PaceKeeper,
+        on_wish: Callable[[bytes], None],
+    ) -> None:
+        self._receiver = receiver
+        self._catalog = catalog
+        self._store = store
+        self._offload = offload
+        self._pace = pace
+        self._on_wish = on_wish
+        """Told of a volume whose keep rule may have changed."""
+
+    async def offered(self, stream: Stream, request: Message) -> None:
+        """Answer an `OfferSnapshot`."""
+        async with self._pace.receiving(stream.peer):
+            await self._receiver.offered(stream, request)
+
+    async def copy_offered(self, stream: Stream, request: Message) -> None:
+        """Answer an `OfferCopy`: the same, and then the wish is considered."""
+        assert isinstance(request, OfferCopy)
+        plain = OfferSnapshot(record=request.record, every_s=request.every_s, job=request.job)
+        await self.offered(stream, plain)
+        record = open_record(request.record)
+        rule = self._catalog.note_wish(
+            record.volume_id,
+            peer=stream.peer,
+            keep=request.keep,
+            prefix=request.prefix,
+            is_passive=request.is_passive,
+            may_retain="retain" in self._catalog.peers.rights_of(stream.peer).may,
+        )
+        if rule is not None:
+            self._on_wish(record.volume_id)
+
+    async def receipt_handed(self, stream: Stream, request: Message) -> None:
+        """Answer a `HandReceipt`: a peer has fetched something, and now proves that it holds it."""
+        assert isinstance(request, HandReceipt)
+        receipt = Receipt(
+            snapshot_id=request.snapshot_id,
+            root=request.root,
+            site_id=request.site_id,
+            received_at_ns=request.received_at_ns,
+            signature=request.signature,
+        )
+        check_receipt(receipt, self._catalog.snapshot(request.snapshot_id).record, peer=stream.peer)
+        self._catalog.add_receipt(request.snapshot_id, stream.peer, encode(receipt))
+        await stream.send(Noted(), end=True)
+
+    async def probed(self, stream: Stream, request: Message) -> None:
+        """Answer a `ProbeBlocks`. It tells no more than an offer would, by what we then ask for."""
+        assert isinstance(request, ProbeBlocks)
+        ids = split_ids(request.ids)
+        lease = self._store.begin(f"a probe of {stream.link.name}")
+        try:
+            here = await self._offload.run(self._store.have, lease, ids)
+        finally:
+            self._store.end(lease)
+        lacking = bytearray((len(ids) + 7) // 8)
+        for number, block in enumerate(ids):
+            if block not in here:
+                lacking[number // 8] |= 1 << number % 8
+        await stream.send(ProbeAnswer(lacking=bytes(lacking)), end=True)

@@ -1,4 +1,4 @@
-"""What sites that keep copies for each other tell one another besides the copies: terms, pace, plans, and who is who."""
+"""What sites that keep copies for each other say besides the copies: terms, pace, plans, and who is who."""
 
 from dataclasses import dataclass
 from typing import Annotated

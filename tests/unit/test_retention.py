@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.ids import SnapshotId
-from replicator.catalog.retention import Candidate, parse_keep, plan_retention
+from replicator.catalog.retention import Candidate, is_as_generous, parse_keep, plan_retention
 from replicator.core.errors import UsageError
 
 HOUR = 3600 * 10**9
@@ -137,3 +137,22 @@ def test_a_rule_that_cannot_be_read_is_named(text: str) -> None:
 def test_a_rule_is_read_with_spaces_and_capitals_and_an_empty_one_keeps_all() -> None:
     assert parse_keep(" 24H , 7d,10,") == [(24, "h"), (7, "d"), (10, "")]
     assert parse_keep("") == []
+
+
+def test_of_copies_the_first_stays_whatever_comes_after_it() -> None:
+    """A source that was taken over floods its copies; what was there before that day is not pushed out."""
+    candidates = [one(n + 1, START + n * HOUR) for n in range(1000)]
+    kept_copies = [v.snapshot_id for v in plan_retention("2", candidates, keep_first=True) if v.reason]
+    assert [int.from_bytes(k, "big") for k in kept_copies] == [1000, 999, 1]
+
+
+@given(rule=RULES, other=RULES, times=TIMES)
+def test_a_rule_that_is_called_as_generous_keeps_at_least_as_much(rule: str, other: str, times: list[int]) -> None:
+    candidates = candidates_of(times, set())
+    if is_as_generous(rule, other):
+        assert set(kept(rule, candidates)) >= set(kept(other, candidates))
+
+
+def test_what_is_as_generous_and_what_is_not() -> None:
+    assert is_as_generous("48h,7d,1w", "24h,7d") and is_as_generous("", "24h") and is_as_generous("24h", "24h")
+    assert not is_as_generous("1", "24h") and not is_as_generous("24h", "") and not is_as_generous("24h,6d", "24h,7d")

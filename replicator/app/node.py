@@ -172,7 +172,7 @@ class _Living:
         )
         self._parts = parts = _parts(base, mesh=self._mesh, wake=self._wake_scheduler)
         self._standing = standing = make_standing(
-            parts, self._mesh, heal=self._heal, on_received=self._received, on_wish=self._wished
+            parts, self._mesh, heal=self._heal, on_received=self._received, on_settled=self._settled
         )
         book.on_proven = standing.neighbours.recognise
         self._history = JobHistory(base.state.jobs, clock=parts.clock)
@@ -236,7 +236,8 @@ class _Living:
         self.has_new_key = True
         self._stop.set()
 
-    def _wished(self, volume_id: bytes) -> None:
+    def _settled(self, volume_id: bytes) -> None:
+        """A copy has come and been signed for: let our own rule look at its volume."""
         prune_volume(self._parts, self._parts.catalog.volume(volume_id))
 
     async def _heal(self, faults: Sequence[Fault]) -> None:
@@ -244,9 +245,8 @@ class _Living:
         await self._parts.healer.heal(faults)
 
     def _received(self, snapshot: Snapshot, peer: SiteId) -> None:
-        """A snapshot has become ours: let onward syncs start, and our own keep rule look at it."""
-        del peer
-        prune_volume(self._parts, self._parts.catalog.volume(snapshot.record.volume_id))
+        """A snapshot has become ours: let onward syncs start."""
+        del snapshot, peer
         self._wake_scheduler()
 
     def _wake_scheduler(self) -> None:

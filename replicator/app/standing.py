@@ -46,7 +46,7 @@ def make_standing(
     *,
     heal: Callable[[Sequence[Fault]], Awaitable[None]],
     on_received: Callable[[Snapshot, SiteId], None],
-    on_wish: Callable[[bytes], None],
+    on_settled: Callable[[bytes], None],
 ) -> Standing:
     """Make them, load the rules of this node, and register which questions of peers are answered, and by whom."""
     receiver = Receiver(
@@ -79,7 +79,7 @@ def make_standing(
         pulls=Pulls(catalog=parts.catalog, mesh=mesh, clock=parts.clock, wake_scheduler=parts.wake_scheduler),
     )
     load_rules(parts, mesh)
-    _answer_peers(standing, parts, mesh, heal=heal, on_wish=on_wish)
+    _answer_peers(standing, parts, mesh, heal=heal, on_settled=on_settled)
     return standing
 
 
@@ -89,7 +89,7 @@ def _answer_peers(
     mesh: Mesh,
     *,
     heal: Callable[[Sequence[Fault]], Awaitable[None]],
-    on_wish: Callable[[bytes], None],
+    on_settled: Callable[[bytes], None],
 ) -> None:
     """Which questions of peers are answered, and by whom. What is not here is refused."""
     incoming = Incoming(
@@ -98,7 +98,7 @@ def _answer_peers(
         store=parts.store,
         offload=parts.offload,
         pace=standing.pace,
-        on_wish=on_wish,
+        on_settled=on_settled,
     )
     server = Server(store=parts.store, catalog=parts.catalog, reader=parts.reader, offload=parts.offload, heal=heal)
     guardian = Guardian(store=parts.store, catalog=parts.catalog, offload=parts.offload, clock=parts.clock)

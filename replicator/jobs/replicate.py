@@ -22,6 +22,7 @@ from replicator.jobs.parts import Parts
 from replicator.jobs.plans import Planner, compare
 from replicator.jobs.runner import JobContext
 from replicator.jobs.scheduler import next_try_ns
+from replicator.jobs.snapshot import prune_volume
 from replicator.net.link import Link
 from replicator.net.pacing import IN, OUT
 from replicator.sync.incoming import PaceKeeper
@@ -198,6 +199,10 @@ class SyncJobs:
                     on_progress=show,
                 )
             self._keep_by_our_rule(sync, item.record)
+            if not sync.sync_id:
+                # Somebody asked for this very one: our rule must not take it away again in the same moment.
+                parts.catalog.hold(item.record.snapshot_id, "fetched by hand")
+            prune_volume(parts, parts.catalog.volume(item.record.volume_id))
         self.planner.note_rate(sync.peer, count=done.report.block_bytes, took_s=done.took_s)
         sent = describe_done(item.record, done)
         return {**sent, **compare(plan, sent)}

@@ -96,18 +96,23 @@ class Incoming:
         store: BlockStore,
         offload: Offload,
         pace: PaceKeeper,
-        on_wish: Callable[[bytes], None],
+        on_settled: Callable[[bytes], None],
     ) -> None:
         self._receiver = receiver
         self._catalog = catalog
         self._store = store
         self._offload = offload
         self._pace = pace
-        self._on_wish = on_wish
-        """Told of a volume whose keep rule may have changed."""
+        self._on_settled = on_settled
+        """Told of a volume of which a copy has come and been signed for: only now may the keep rule let go of one."""
 
     async def offered(self, stream: Stream, request: Message) -> None:
         """Answer an `OfferSnapshot`."""
+        assert isinstance(request, OfferSnapshot)
+        await self._receive(stream, request)
+        self._on_settled(open_record(request.record).volume_id)
+
+    async def _receive(self, stream: Stream, request: OfferSnapshot) -> None:
         async with self._pace.receiving(stream.peer):
             await self._receiver.offered(stream, request)
 
@@ -115,9 +120,9 @@ class Incoming:
         """Answer an `OfferCopy`: the same, and then the wish is considered."""
         assert isinstance(request, OfferCopy)
         plain = OfferSnapshot(record=request.record, every_s=request.every_s, job=request.job)
-        await self.offered(stream, plain)
+        await self._receive(stream, plain)
         record = open_record(request.record)
-        rule = self._catalog.note_wish(
+        self._catalog.note_wish(
             record.volume_id,
             peer=stream.peer,
             keep=request.keep,
@@ -125,8 +130,7 @@ class Incoming:
             is_passive=request.is_passive,
             may_retain="retain" in self._catalog.peers.rights_of(stream.peer).may,
         )
-        if rule is not None:
-            self._on_wish(record.volume_id)
+        self._on_settled(record.volume_id)
 
     async def receipt_handed(self, stream: Stream, request: Message) -> None:
         """Answer a `HandReceipt`: a peer has fetched something, and now proves that it holds it."""

@@ -1,6 +1,7 @@
 """What the API's handlers for site syncs do, without any HTTP in it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import trio
@@ -8,10 +9,9 @@ import trio
 from protocol.ids import VolumeId
 from replicator.api.schema import IncomingRequest, SyncChange, SyncRequest
 from replicator.catalog.catalog import EVERY_VOLUME
-from replicator.catalog.model import SiteSync
 from replicator.catalog.retention import parse_keep
 from replicator.catalog.terms import PULL, SyncTerms, check_terms
-from replicator.core.errors import NotFound, UsageError
+from replicator.core.errors import NotFound, Stalled, UsageError
 from replicator.jobs.due import pending_snapshots
 from replicator.jobs.parts import Parts
 from replicator.jobs.plans import describe_plan
@@ -142,7 +142,7 @@ class SyncViews:
     async def plan(self, sync_id: str) -> list[dict[str, Any]]:
         """What each snapshot that is still to go would take. Raises `NotFound`, `PeerError`."""
         sync = self._parts.catalog.sync(sync_id)
-        with trio.fail_after(_PLAN_S):
+        with stalling_after(_PLAN_S):
             link = await self._mesh.wait_link(sync.peer, seconds=_LINK_S)
             found = []
             if sync.terms.direction == PULL:
@@ -218,8 +218,15 @@ class SyncViews:
             raise NotFound("A sync job is about a sync, or sends or fetches something.", hint="See `replicator sync`.")
         return args
 
-    def find(self, sync_id: str) -> SiteSync:
-        return self._parts.catalog.sync(sync_id)
+
+@contextmanager
+def stalling_after(seconds: float) -> Iterator[None]:
+    """Raises `Stalled` if the block takes longer."""
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError:
+        raise Stalled(f"The plan was not finished within {seconds:.0f} s.", hint="Plan a single sync.") from None
 
 
 _PLANNED_MAX: Final = 20

@@ -104,7 +104,11 @@ def _of_expectations(parts: Parts) -> Iterator[Alert]:
 
 def _of_syncs(parts: Parts) -> Iterator[Alert]:
     for sync in parts.catalog.syncs():
-        if sync.failures >= 3:
+        if sync.failures and sync.needs_person and not sync.paused:
+            name = parts.catalog.peers.name_of(sync.peer)
+            text = f"The sync with {name} cannot go on: {sync.last_error}"
+            yield Alert("sync_blocked", name, text, "See the error; it is tried again by itself all the same.")
+        elif sync.failures >= 3:
             name = parts.catalog.peers.name_of(sync.peer)
             text = f"Syncing to {name} failed {sync.failures} times: {sync.last_error}"
             yield Alert("sync_failing", name, text, "It is tried again by itself; see the error.")

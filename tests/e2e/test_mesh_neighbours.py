@@ -226,3 +226,24 @@ async def test_a_site_that_only_dials_out_still_serves_repairs(tmp_path: Path) -
                 damage(home.store, block)
             assert len(await home.parts.reader.read(ruined)) == 3
             assert home.store.read(ruined).faults == []
+
+
+async def test_in_a_full_mesh_one_snapshot_fans_out_and_no_block_is_sent_twice(tmp_path: Path) -> None:
+    async with a_hub(tmp_path) as (home, cabin, tower):
+        trust(cabin, tower)
+        await cabin.link_to(tower)
+        snapshot = await home.take(home.protect(write_tree(tmp_path / "data", files=12, size=5000)))
+        sites = (home, cabin, tower)
+        for site in sites:
+            for other in sites:
+                if site is not other:
+                    site.catalog.add_sync(f"{other.name}", volume_id=b"", peer=other.parts.site_id, keep="")
+        received = 0
+        for _ in range(2):
+            for site in sites:
+                for sync in site.catalog.syncs():
+                    done = await syncs_of(site).run(context(sync=sync.sync_id))
+                    received += sum(one["blocks"] for one in done["sent"])
+                    assert all(one["blocks_twice"] == 0 for one in done["sent"])
+        assert cabin.holds(snapshot) and tower.holds(snapshot)
+        assert received == 2 * 12, "each of the two got each block once"

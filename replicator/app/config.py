@@ -169,6 +169,7 @@ class StateFolder:
         self.config = root / "config.toml"
         self.identity = root / "identity.key"
         self.next_identity = root / "identity.next"
+        self.key_history = root / "identity.history"
         self.incarnation = root / "incarnation"
         self.catalog = root / "catalog.sqlite"
         self.jobs = root / "jobs.sqlite"

@@ -7,13 +7,16 @@ surprised. When it is time the node puts itself together anew with the new key; 
 was doing carries on, as after any restart.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from protocol.ids import SiteId
 from replicator.app.config import StateFolder
 from replicator.catalog.catalog import Catalog
-from replicator.core.files import sync_directory
+from replicator.catalog.model import Succession
+from replicator.core.errors import ConfigError
+from replicator.core.files import sync_directory, write_durably
 from replicator.core.logging import get_logger
 from replicator.core.ports import WallClock
 from replicator.core.workers import Idle, Outcome
@@ -32,8 +35,41 @@ def rotate(state: StateFolder, neighbours: Neighbours, catalog: Catalog, *, over
     one = neighbours.plan_new_key(
         fresh.site_id, fresh.sign, overlap_s=overlap_s, keep=lambda: fresh.save(state.next_identity)
     )
+    remember_succession(state, one)
     catalog.set_fact(_SWITCH, str(now_ns + int(overlap_s * 1e9 / 2)))
     get_logger().info("key.rotating", old=one.old.hex()[:12], new=one.new.hex()[:12], overlap_s=overlap_s)
+
+
+def remember_succession(state: StateFolder, one: Succession) -> None:
+    """Beside the key as well: without it a lost catalogue could not tell that older records are this site's own."""
+    parts = [one.old.hex(), one.new.hex(), one.until_ns, one.sequence_max, one.by_old.hex(), one.by_new.hex()]
+    before = state.key_history.read_bytes() if state.key_history.exists() else b""
+    write_durably(state.key_history, before + json.dumps(parts).encode() + b"\n")
+
+
+def recall_successions(state: StateFolder, catalog: Catalog) -> None:
+    """Enter what is written down beside the key. Raises `ConfigError` if that cannot be read."""
+    if not state.key_history.exists():
+        return
+    try:
+        until_ns = 0
+        for line in state.key_history.read_text().splitlines():
+            old, new, until_ns, sequence_max, by_old, by_new = json.loads(line)
+            catalog.add_succession(
+                Succession(
+                    SiteId(bytes.fromhex(old)),
+                    SiteId(bytes.fromhex(new)),
+                    until_ns,
+                    sequence_max,
+                    bytes.fromhex(by_old),
+                    bytes.fromhex(by_new),
+                )
+            )
+        if state.next_identity.exists():
+            # The catalogue knew when; without it the end of the overlap is soon enough, and never too late.
+            catalog.set_fact(_SWITCH, str(until_ns - 10**9))
+    except ValueError as error:
+        raise ConfigError(f"{state.key_history} cannot be read: {error}.", hint="Restore it from a copy.") from error
 
 
 def describe_keys(

@@ -24,7 +24,7 @@ from replicator.api.server import ApiServer
 from replicator.api.sync_views import SyncViews
 from replicator.api.views import NodeView
 from replicator.app.config import NodeConfig, StateFolder, ingest_config, load_config, mesh_config, store_config
-from replicator.app.keys import KeyKeeping, adopt_next_key, describe_keys, rotate
+from replicator.app.keys import KeyKeeping, adopt_next_key, describe_keys, recall_successions, rotate
 from replicator.app.peers import CataloguedPeers
 from replicator.app.recovery import recover_snapshots
 from replicator.app.standing import Pacekeeping, load_rules, make_standing
@@ -82,6 +82,7 @@ def _open_base(root: Path) -> Iterator[_Base]:
         catalog = Catalog(state.catalog, clock=clock)
         try:
             if catalog.fact(_WHOLE) is None:
+                recall_successions(state, catalog)
                 recover_snapshots(store, catalog)
                 catalog.set_fact(_WHOLE, "yes")
             state.memo.mkdir(exist_ok=True)

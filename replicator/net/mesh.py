@@ -219,7 +219,7 @@ class Mesh:
             is_dialer=is_dialer,
             hello=hello,
             handlers=self.handlers,
-            pace=self.pacing.pace_for(site),
+            pace=self.pacing.pace_for(site, is_first=not links),
             address=address,
         )
         links.append(link)

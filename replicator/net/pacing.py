@@ -27,6 +27,9 @@ IN: Final = "in"
 WAYS: Final = (OUT, IN)
 NODE: Final = b""
 """The scope of the rule for all peers together."""
+TOLD_S: Final = 30.0
+"""How long what a peer has told holds, unless it says so again: it may have been started anew, without a rule."""
+TELL_AGAIN_S: Final = 10.0
 _USED_LITTLE: Final = 0.7
 """Who uses less than this of its share gives the rest to the others, but for some room to grow."""
 _ROOM: Final = 1.3
@@ -42,6 +45,7 @@ class _OfPeer:
     job: dict[str, TokenBucket]
     told: TokenBucket
     """What the peer has told us that it can take."""
+    told_at: float = 0.0
     receiving: int = 0
     """Receives from it that are under way."""
     passed_bytes: int = 0
@@ -72,10 +76,11 @@ class Pacing:
 
     # -- what binds -----------------------------------------------------------------------
 
-    def pace_for(self, site: SiteId) -> Pace:
-        """What binds a new link to the peer. What the peer told us over an earlier link counts no more."""
+    def pace_for(self, site: SiteId, *, is_first: bool) -> Pace:
+        """What binds a new link to the peer. With its first one, what was told over earlier ones counts no more."""
         one = self._of(site)
-        one.told.set_rate(0)
+        if is_first:
+            one.told.set_rate(0)
         return Pace((self.node[OUT], one.peer[OUT], one.job[OUT], one.told), (self.node[IN], one.peer[IN], one.job[IN]))
 
     def limit_bytes(self, site: SiteId, way: str, *, now_ns: int | None = None, job_rate: int = 0) -> int:
@@ -146,7 +151,9 @@ class Pacing:
 
     def told(self, site: SiteId, rate_bytes: int) -> None:
         """The peer can take so much from us; 0 for all we have."""
-        self._of(site).told.set_rate(rate_bytes)
+        one = self._of(site)
+        one.told.set_rate(rate_bytes)
+        one.told_at = self._monotonic()
 
     @contextmanager
     def receiving(self, site: SiteId) -> Iterator[None]:
@@ -159,7 +166,7 @@ class Pacing:
             one.receiving -= 1
 
     def measure(self) -> None:
-        """See how much of its share each sender has used since the last look."""
+        """See how much of its share each sender has used since the last look, and forget what is not said any more."""
         now = self._monotonic()
         spent_s, self._measured_at = now - self._measured_at, now
         for one in self._peers.values():
@@ -167,6 +174,8 @@ class Pacing:
             if spent_s > 0:
                 one.used_rate = (passed - one.passed_bytes) / spent_s
             one.passed_bytes = passed
+            if now - one.told_at > TOLD_S:
+                one.told.set_rate(0)
 
     def shares(self) -> dict[SiteId, int]:
         """What each site that is sending to us may send, all together no more than the node's rule. 0 is no limit."""
@@ -199,12 +208,24 @@ def plan_shares(budget: int, caps: dict[SiteId, int], used: dict[SiteId, float])
     return shares
 
 
-def links_to_tell(links: Sequence[Link], shares: dict[SiteId, int], told: dict[int, int]) -> list[tuple[Link, int]]:
-    """Which links must be told another rate. `told` is what each was told last, by the id of the link object."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a link was told last, and when."""
+
+    rate_bytes: int = 0
+    at: float = 0.0
+
+
+def links_to_tell(
+    links: Sequence[Link], shares: dict[SiteId, int], told: dict[int, Told], *, now: float
+) -> list[tuple[Link, int]]:
+    """Which links must be told another rate, or the same one again. `told` goes by the id of the link object."""
     found: list[tuple[Link, int]] = []
     for link in links:
-        rate, before = shares.get(link.peer, 0), told.get(id(link), 0)
+        rate, last = shares.get(link.peer, 0), told.get(id(link), Told())
+        before = last.rate_bytes
         # A little less than before is told at once; a little more can wait until it is worth a message.
-        if rate != before and (rate == 0 or before == 0 or rate < before or rate > 1.05 * before):
+        is_news = rate != before and (rate == 0 or before == 0 or rate < before or rate > 1.05 * before)
+        if is_news or (before and now - last.at > TELL_AGAIN_S):
             found.append((link, rate))
     return found

@@ -22,7 +22,7 @@ from replicator.core.errors import PeerError
 from replicator.core.logging import get_logger
 from replicator.core.ports import Offload, WallClock
 from replicator.net.link import Link, Stream
-from replicator.net.pacing import Pacing, links_to_tell
+from replicator.net.pacing import Pacing, Told, links_to_tell
 from replicator.store.ports import BlockStore
 from replicator.sync.receipts import check_receipt
 from replicator.sync.receive import Receiver
@@ -38,7 +38,7 @@ class PaceKeeper:
         self._pacing = pacing
         self._links = links
         self._clock = clock
-        self._told: dict[int, int] = {}
+        self._told: dict[int, Told] = {}
         self._turn = trio.Lock()
 
     async def noted(self, stream: Stream, request: Message) -> None:
@@ -57,8 +57,8 @@ class PaceKeeper:
         """Let every sender know its share. Those who get less hear it first, so that the sum never exceeds the rule."""
         async with self._turn:
             links = [link for link in self._links() if link.speaks(PaceNotice)]
-            self._told = {id(link): self._told.get(id(link), 0) for link in links}
-            todo = links_to_tell(links, self._pacing.shares(), self._told)
+            self._told = {id(link): self._told.get(id(link), Told()) for link in links}
+            todo = links_to_tell(links, self._pacing.shares(), self._told, now=trio.current_time())
             less = [(link, rate) for link, rate in todo if rate]
             await self._tell_all(sorted(less, key=lambda one: one[1]))
             await self._tell_all([one for one in todo if not one[1]])
@@ -73,7 +73,7 @@ class PaceKeeper:
             with trio.fail_after(_TELL_S):
                 async with link.open(PaceNotice(rate_bytes=rate), lane=Lane.CONTROL) as stream:
                     await stream.receive()
-            self._told[id(link)] = rate
+            self._told[id(link)] = Told(rate, trio.current_time())
         except (PeerError, trio.TooSlowError) as error:
             get_logger().info("pace.not_noted", peer=link.name, error=str(error) or "too slow")
 

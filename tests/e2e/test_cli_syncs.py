@@ -212,3 +212,13 @@ def test_a_site_changes_its_key_under_running_syncs_and_the_old_key_dies(tmp_pat
         assert home.cli("site", "show", "--json").json["site_id"] == new
         assert not (home.root / "identity.next").exists()
         eventually(lambda: cabin.client.get("/v1/peers")[0]["linked"])
+        # And if the catalogue is lost, the snapshots of both keys are found again as this site's own.
+        before = {one["snapshot"] for one in home.client.get("/v1/snapshots")}
+        home.stop()
+        for file in home.root.glob("catalog.sqlite*"):
+            file.unlink()
+        home.start()
+        found = home.client.get("/v1/snapshots")
+        assert before <= {one["snapshot"] for one in found}
+        assert {one["origin"] for one in found} <= {old, new}
+        assert {volume["origin"] for volume in home.client.get("/v1/volumes")} == {"home"}

@@ -32,13 +32,16 @@ class Meter:
             self.look()
             time.sleep(0.1)
 
-    def rates(self, *, window_s: float = 10.0) -> list[float]:
+    def rates(self, what: str, *, window_s: float = 10.0) -> list[float]:
         """Bytes a second over each window of that length."""
         found = []
         for first, (at, count) in enumerate(self.marks):
             later = [(t, n) for t, n in self.marks[first:] if t - at >= window_s]
             if later:
                 found.append((later[0][1] - count) / (later[0][0] - at))
+        print(
+            f"{what}: {min(found) / MB:.3f} to {max(found) / MB:.3f} MB/s over {len(found)} windows of {window_s:.0f} s"
+        )
         return found
 
 
@@ -67,7 +70,7 @@ def test_one_budget_binds_several_syncs_together_and_a_change_takes_effect_on_th
         closed = home.log().count("link.closed")
         meter.marks.clear()
         meter.watch(14)
-        rates = meter.rates()
+        rates = meter.rates("two syncs, 5 MB/s")
         assert rates and all(0.95 * 5 * MB <= rate <= 1.05 * 5 * MB for rate in rates), (min(rates), max(rates))
         # Both get their part.
         for site in (cabin, tower):
@@ -78,7 +81,7 @@ def test_one_budget_binds_several_syncs_together_and_a_change_takes_effect_on_th
         time.sleep(0.5)
         meter.marks.clear()
         meter.watch(11)
-        rates = meter.rates()
+        rates = meter.rates("two syncs, 9 MB/s")
         assert rates and all(0.95 * 9 * MB <= rate <= 1.05 * 9 * MB for rate in rates), (min(rates), max(rates))
         assert home.log().count("link.closed") == closed
 
@@ -96,7 +99,7 @@ def test_what_comes_in_keeps_the_receivers_budget_though_the_sender_has_none(tmp
         eventually(lambda: meter.look() or meter.marks[-1][1] > 1 * MB)
         meter.marks.clear()
         meter.watch(13)
-        rates = meter.rates()
+        rates = meter.rates("incoming, 5 MB/s")
         assert rates and all(0.95 * 5 * MB <= rate <= 1.05 * 5 * MB for rate in rates), (min(rates), max(rates))
         assert cabin.client.get("/v1/throttle")["shares_in"] == {"home": 5 * MB}
         # A rule that was set is kept over a restart.

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from protocol.ids import SiteId
 from replicator.core.throttle import frame_goal_bytes, longest_delay_s, parse_rule
-from replicator.net.pacing import IN, NODE, OUT, Pacing, plan_shares
+from replicator.net.pacing import IN, NODE, OUT, TOLD_S, Pacing, plan_shares
 from tests.support.clocks import FakeMonotonic
 
 SITES = [SiteId(bytes([n]) * 32) for n in range(4)]
@@ -18,7 +18,7 @@ class Wire:
 
     def __init__(self, clock: FakeMonotonic, pacing: Pacing, sites: list[SiteId]) -> None:
         self.clock = clock
-        self.paces = {site: pacing.pace_for(site).outgoing for site in sites}
+        self.paces = {site: pacing.pace_for(site, is_first=True).outgoing for site in sites}
         self.sent: list[tuple[float, SiteId, int]] = []
 
     def run(self, seconds: float, *, late_s: float = 0.0) -> None:
@@ -156,10 +156,19 @@ def test_a_sender_counts_only_while_it_sends() -> None:
     assert pacing.shares() == {}
 
 
-def test_what_a_peer_has_told_binds_until_its_next_link() -> None:
-    pacing = Pacing(monotonic=FakeMonotonic(), rate_out=5_000_000)
-    pacing.pace_for(SITES[0])
+def test_what_a_peer_has_told_binds_until_its_links_end_or_it_says_it_no_more() -> None:
+    clock = FakeMonotonic()
+    pacing = Pacing(monotonic=clock, rate_out=5_000_000)
+    pacing.pace_for(SITES[0], is_first=True)
     pacing.told(SITES[0], 700_000)
     assert pacing.limit_bytes(SITES[0], OUT) == 700_000
-    pacing.pace_for(SITES[0])
+    pacing.pace_for(SITES[0], is_first=True)
+    assert pacing.limit_bytes(SITES[0], OUT) == 5_000_000
+    pacing.told(SITES[0], 700_000)
+    pacing.pace_for(SITES[0], is_first=False)
+    clock.now += TOLD_S - 1
+    pacing.measure()
+    assert pacing.limit_bytes(SITES[0], OUT) == 700_000
+    clock.now += 2
+    pacing.measure()
     assert pacing.limit_bytes(SITES[0], OUT) == 5_000_000

@@ -46,11 +46,12 @@ def test_one_bad_peer_costs_the_others_no_more_than_a_tenth_of_the_budget(kind: 
         stuck = _Stuck(bad_far)
         blocks = bulk(1000)
         bad = paced(
-            make_link(stuck, is_dialer=False, handlers={WantBlocks: sender_of(blocks)}), pacing.pace_for(DIALER)
+            make_link(stuck, is_dialer=False, handlers={WantBlocks: sender_of(blocks)}),
+            pacing.pace_for(DIALER, is_first=True),
         )  # type: ignore[arg-type]
         good = paced(
-            make_link(good_far, is_dialer=False, handlers={WantBlocks: sender_of(blocks)}),
-            pacing.pace_for(type(DIALER)(b"g" * 32)),
+            make_link(good_far, is_dialer=False, handlers=handlers),
+            pacing.pace_for(type(DIALER)(b"g" * 32), is_first=True),
         )
         bad_asker, good_asker = make_link(bad_near, is_dialer=True), make_link(good_near, is_dialer=True)
         marks: list[tuple[float, int]] = []
@@ -89,7 +90,7 @@ def test_a_peer_that_was_told_a_pace_keeps_it_and_repairs_pass_all_the_same() ->
             await stream.send(Noted(), end=True)
 
         handlers = {WantBlocks: sender_of(bulk(400)), PaceNotice: noted}
-        server = paced(make_link(far, is_dialer=False, handlers=handlers), pacing.pace_for(DIALER))
+        server = paced(make_link(far, is_dialer=False, handlers=handlers), pacing.pace_for(DIALER, is_first=True))
         asker = make_link(near, is_dialer=True)
         async with linked(asker, server):
             async with asker.open(PaceNotice(rate_bytes=1_000_000), lane=Lane.CONTROL) as stream:

@@ -10,7 +10,7 @@ Three ways to say *when*, and one that limits all of them:
 """
 
 from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final
 
@@ -112,12 +112,13 @@ def next_cron_ns(cron: str, zone: str, *, after_ns: int) -> int:
     """
     local = datetime.fromtimestamp(after_ns // 10**9, find_zone(zone))
     try:
-        at = next(CronSim(cron, local))
+        coming = CronSim(cron, local)
+        at = next(coming)
+        while at.astimezone(UTC) <= local.astimezone(UTC):
+            at = next(coming)  # It has been: we are in the hour that comes a second time on an autumn night.
     except (CronSimError, StopIteration):
         hint = "Five fields: minute, hour, day, month, weekday; for instance `30 2 * * mon-fri`."
         raise UsageError(f"{cron!r} is not a schedule that ever comes.", hint=hint) from None
-    if at.astimezone(UTC) <= local.astimezone(UTC):
-        at += timedelta(minutes=1)  # The second 02:30 of an autumn night.
     return int(at.timestamp()) * 10**9
 
 

@@ -69,7 +69,7 @@ def test_one_budget_binds_several_syncs_together_and_a_change_takes_effect_on_th
         assert states == {"throttled"}
         closed = home.log().count("link.closed")
         meter.marks.clear()
-        meter.watch(14)
+        meter.watch(11.5)
         rates = meter.rates("two syncs, 5 MB/s")
         assert rates and all(0.95 * 5 * MB <= rate <= 1.05 * 5 * MB for rate in rates), (min(rates), max(rates))
         # Both get their part.
@@ -80,7 +80,7 @@ def test_one_budget_binds_several_syncs_together_and_a_change_takes_effect_on_th
         home.cli("throttle", "--out", "9MB/s")
         time.sleep(0.5)
         meter.marks.clear()
-        meter.watch(11)
+        meter.watch(10.5)
         rates = meter.rates("two syncs, 9 MB/s")
         assert rates and all(0.95 * 9 * MB <= rate <= 1.05 * 9 * MB for rate in rates), (min(rates), max(rates))
         assert home.log().count("link.closed") == closed

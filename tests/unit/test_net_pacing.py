@@ -45,10 +45,11 @@ def test_one_bad_peer_costs_the_others_no_more_than_a_tenth_of_the_budget(kind: 
         (bad_near, bad_far), (good_near, good_far) = a_wire(), a_wire()
         stuck = _Stuck(bad_far)
         blocks = bulk(1000)
+        handlers = {WantBlocks: sender_of(blocks)}
         bad = paced(
-            make_link(stuck, is_dialer=False, handlers={WantBlocks: sender_of(blocks)}),
+            make_link(stuck, is_dialer=False, handlers=handlers),  # type: ignore[arg-type]
             pacing.pace_for(DIALER, is_first=True),
-        )  # type: ignore[arg-type]
+        )
         good = paced(
             make_link(good_far, is_dialer=False, handlers=handlers),
             pacing.pace_for(type(DIALER)(b"g" * 32), is_first=True),

@@ -95,10 +95,18 @@ def test_half_past_two_runs_once_on_the_night_when_it_comes_twice_and_right_afte
     while (at := next_cron_ns("30 2 * * *", "Europe/Berlin", after_ns=at)) < moment(2026, 10, 27, 12):
         runs.append(at)
     assert runs == [moment(2026, 10, 25, 2, 30), moment(2026, 10, 26, 2, 30), moment(2026, 10, 27, 2, 30)]
+    within = moment(2026, 10, 25, 2, 10, fold=1)  # Between the two.
+    assert next_cron_ns("30 2 * * *", "Europe/Berlin", after_ns=within) == moment(2026, 10, 26, 2, 30)
     assert next_cron_ns("30 2 * * *", "Europe/Berlin", after_ns=moment(2026, 3, 28, 12)) == moment(2026, 3, 29, 3, 0)
 
 
-@given(at=st.integers(1_700_000_000, 1_900_000_000), cron=st.sampled_from(["* * * * *", "30 2 * * *", "0 */3 * * *"]))
+AUTUMN = st.integers(1_792_880_000, 1_792_900_000)  # Around 03:00 on 25 October 2026 in Berlin.
+
+
+@given(
+    at=st.one_of(AUTUMN, st.integers(1_700_000_000, 1_900_000_000)),
+    cron=st.sampled_from(["* * * * *", "30 2 * * *", "0 */3 * * *"]),
+)
 def test_the_next_time_is_always_later(at: int, cron: str) -> None:
     for zone in ("UTC", "Europe/Berlin", "Australia/Lord_Howe"):
         assert next_cron_ns(cron, zone, after_ns=at * S) > at * S

@@ -4,8 +4,9 @@ A block's *position* is the head of its id; what is *summed* there is its token,
 that the makers of blocks cannot foresee. A token has two lanes of 64 bits. Lane A is what
 sessions compare; lane B confirms the root, and is the second attempt if lane A ever misleads.
 
-On the wire a cell is cut to 36 bits of sum and 4 bits of count. Cutting commutes with adding,
-so a cut cell minus a cut cell is the cut difference.
+On the wire a cell is cut to a *record*: 20, 28 or 36 bits of sum and 4 bits of count. Cutting
+commutes with adding, so a cut cell minus a cut cell is the cut difference. How wide a record has
+to be depends on how many blocks its answer is looked up among: `diff.plan_width`.
 
 Invariant: cells equal those rebuilt from the same set, whatever came and went in between.
 """
@@ -23,14 +24,23 @@ I64 = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 LANES: Final = 2
-SUM_BITS: Final = 36
-SUM_MASK: Final = np.uint64(2**SUM_BITS - 1)
 COUNT_BITS: Final = 4
 COUNT_MASK: Final = np.uint64(2**COUNT_BITS - 1)
+RECORD_BYTES_MIN: Final = 3
 RECORD_BYTES: Final = 5
-assert RECORD_BYTES * 8 == SUM_BITS + COUNT_BITS
+"""The widest record, and the one that lists and opening cells have."""
+SUM_BITS: Final = 8 * RECORD_BYTES - COUNT_BITS
 CHECK_MASK: Final = np.uint64(0xFFFF)
 _WRAP: Final = 2**64
+
+
+def sum_bits(width: int) -> int:
+    """Bits of a sum that a record of `width` bytes holds."""
+    return 8 * width - COUNT_BITS
+
+
+def sum_mask(width: int) -> np.uint64:
+    return np.uint64(2 ** sum_bits(width) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,16 +156,16 @@ def mix(suffixes: U64) -> U64:
     return mixed >> np.uint64(48)
 
 
-def pack_records(values: U64, tags: U64) -> bytes:
-    """Five bytes each: 36 bits of value, 4 bits of count or tag. Higher bits are cut off."""
-    words = ((values & SUM_MASK) << np.uint64(COUNT_BITS)) | (tags & COUNT_MASK)
-    return words.astype(">u8").view(np.uint8).reshape(-1, 8)[:, 8 - RECORD_BYTES :].tobytes()
+def pack_records(values: U64, tags: U64, *, width: int = RECORD_BYTES) -> bytes:
+    """`width` bytes each: 4 bits of count or tag at the low end, the rest is value. Higher bits are cut off."""
+    words = ((values & sum_mask(width)) << np.uint64(COUNT_BITS)) | (tags & COUNT_MASK)
+    return words.astype(">u8").view(np.uint8).reshape(-1, 8)[:, 8 - width :].tobytes()
 
 
-def unpack_records(packed: bytes) -> tuple[U64, U64]:
-    """Values and tags. The caller has checked that the length is a multiple of five."""
-    wide = np.zeros((len(packed) // RECORD_BYTES, 8), np.uint8)
-    wide[:, 8 - RECORD_BYTES :] = np.frombuffer(packed, np.uint8).reshape(-1, RECORD_BYTES)
+def unpack_records(packed: bytes, *, width: int = RECORD_BYTES) -> tuple[U64, U64]:
+    """Values and tags. The caller has checked that the length is a multiple of `width`."""
+    wide = np.zeros((len(packed) // width, 8), np.uint8)
+    wide[:, 8 - width :] = np.frombuffer(packed, np.uint8).reshape(-1, width)
     words = wide.view(">u8").reshape(-1).astype(np.uint64)
     return words >> np.uint64(COUNT_BITS), words & COUNT_MASK
 

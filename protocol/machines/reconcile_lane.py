@@ -118,23 +118,27 @@ class LaneReader:
         verdicts, suffixes = diff.compare(self.cells(places), batch.theirs, width=width)
         theirs_empty = places.only(verdicts == Verdict.THEIRS_EMPTY)
         singles = np.flatnonzero(verdicts == Verdict.MINE_SINGLE)
+        singles = singles[self._agrees(batch, singles, (np.uint64(0) - mix(suffixes[singles])) & CHECK_MASK)]
         found = self.find(Places(places.level, places.prefixes[singles]), suffixes[singles], width=width)
         asks = np.flatnonzero(verdicts == Verdict.THEIRS_SINGLE)
-        asks = asks[self._is_certain(batch, asks, suffixes[asks])]
+        asks = asks[self._agrees(batch, asks, mix(suffixes[asks]))]
+        same = np.flatnonzero(verdicts == Verdict.SAME)
+        same = same[self._agrees(batch, same, np.zeros(len(same), np.uint64))]
         states = np.full(len(verdicts), Answer.OPEN, np.uint8)
-        states[(verdicts == Verdict.SAME) | (verdicts == Verdict.THEIRS_EMPTY)] = Answer.SETTLED
+        states[same] = Answer.SETTLED
+        states[verdicts == Verdict.THEIRS_EMPTY] = Answer.SETTLED
         states[verdicts == Verdict.MINE_EMPTY] = Answer.NONE
         states[singles[found >= 0]] = Answer.SETTLED
         states[asks] = Answer.ASK
         return Reading(states, suffixes[asks], np.concatenate([self.rows(theirs_empty)[0], found[found >= 0]]))
 
-    def _is_certain(self, batch: Batch, at: I64, suffixes: U64) -> Flags:
-        """Whether the checks agree that the peer has one block more in these cells. True if there are no checks."""
+    def _agrees(self, batch: Batch, at: I64, expected: U64) -> Flags:
+        """Whether the peer's checks of these cells are ours and `expected` more. True if there are no checks."""
         if batch.checks is None:
             return np.ones(len(at), np.bool_)
         mine = self.checks(Places(batch.places.level, batch.places.prefixes[at]), width=batch.width)
         surplus: U64 = (batch.checks[at] - mine) & CHECK_MASK
-        return np.equal(surplus, mix(suffixes))
+        return np.equal(surplus, expected)
 
     def match(self, listed: Listed) -> Match:
         """Which of the short ids that the peer listed we lack, and which of our rows there it did not list."""

@@ -50,10 +50,12 @@ _WIDTH_CHECKED_BITS: Final = 16
 """The same where no turn is left to look closer, only to list."""
 _WIDTH_FIRST_BITS: Final = 4
 _WIDTH_SPLIT_BITS: Final = -4
-"""A cell with two of mine and one of yours reads as one of mine if a block of mine there has that suffix by chance:
-the session is then misled and runs once more. At the load we aim at one cell in a hundred is of that kind
-in the first level and one in thirty thousand after a split, so one session in some hundred is misled at the worst size for
-these widths, whatever differs: a part in some hundred of its bytes, against a fifth for each byte of width."""
+_WIDTH_PAIR_BITS: Final = 3
+"""A session is misled, and runs once more, in two ways. A cell with two of mine and one of yours reads as one of mine
+if a block of mine there has that suffix by chance: that depends on the size of the set, and at the load we aim at
+one cell in a hundred of the first level is of that kind, and one in thirty thousand after a split. And a cell with one
+of mine and one of yours reads as equal if both have one suffix: after a split that is one cell in 128. With these
+widths one session in some hundred is misled at the worst sizes, for a fifth of the bytes."""
 
 
 class Verdict(IntEnum):
@@ -168,7 +170,7 @@ def plan_width(blocks: int, cells: int, *, held: int, with_checks: bool, is_firs
         bits = crowd + _WIDTH_CHECKED_BITS
     else:
         margin = _WIDTH_FIRST_BITS if is_first else _WIDTH_SPLIT_BITS
-        bits = max(crowd + _WIDTH_CROWD_BITS, log2(max(held, 1)) + margin)
+        bits = max(crowd + _WIDTH_CROWD_BITS, log2(max(held, 1)) + margin, log2(max(cells, 1)) + _WIDTH_PAIR_BITS)
     fitting = (width for width in range(RECORD_BYTES_MIN, RECORD_BYTES) if sum_bits(width) >= bits)
     return next(fitting, RECORD_BYTES)
 

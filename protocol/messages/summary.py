@@ -13,11 +13,14 @@ cells were left open, and speak of them in that order.
 from dataclasses import dataclass
 from typing import Annotated, Final
 
-from protocol.limits import SUMMARY_CELLS_MAX, SUMMARY_MARKS_MAX, SUMMARY_SAMPLES_MAX
+from protocol.limits import ROOTS_MAX, SUMMARY_CELLS_MAX, SUMMARY_MARKS_MAX, SUMMARY_SAMPLES_MAX
 from protocol.merkle.cells import RECORD_BYTES
 from protocol.merkle.diff import SAMPLE_BYTES, SAMPLE_CELLS, TOP_LEVEL
 from protocol.messages.fields import Nonce16, Snapshot
 from protocol.messages.registry import Message, Size, message
+
+ROOTS_DIGEST_BYTES: Final = 8
+ROOT_BYTES: Final = 40
 
 _Records = Annotated[bytes, Size(RECORD_BYTES, multiple=True, most=SUMMARY_CELLS_MAX)]
 _Packed = Annotated[bytes, Size(1, multiple=True, most=SUMMARY_CELLS_MAX * RECORD_BYTES)]
@@ -114,6 +117,17 @@ class SummaryClose(Message):
     count: int
     sum_a: int
     sum_b: int
+
+
+@message(code=0x47, since=1)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandingRoots(Message):
+    """What I hold, with each heartbeat. Answered by the same, or by the stream's end if the digests are equal."""
+
+    digest: Annotated[bytes, Size(ROOTS_DIGEST_BYTES)]
+    """Of all my roots. Only this is sent while nothing has changed on this link."""
+    roots: Annotated[bytes, Size(ROOT_BYTES, multiple=True, most=ROOTS_MAX)]
+    """Empty, or all of them in ascending order: scope (16 bytes), count, sum of lane A, sum of lane B (8 each)."""
 
 
 SummaryMessage = (

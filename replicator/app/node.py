@@ -22,7 +22,7 @@ from protocol.messages.blocks import WantBlocks
 from protocol.messages.repair import RepairBlocks
 from protocol.messages.session import PairJoin
 from protocol.messages.snapshots import ListSnapshots, OfferSnapshot, WantDiff
-from protocol.messages.summary import SummaryOpen
+from protocol.messages.summary import StandingRoots, SummaryOpen
 from replicator import __version__
 from replicator.api.server import ApiServer
 from replicator.api.views import NodeView
@@ -39,6 +39,7 @@ from replicator.core.memory import keep_freed_memory
 from replicator.core.ports import Offload, SystemClock, SystemEntropy, ThreadOffload
 from replicator.core.units import parse_span
 from replicator.core.workers import Worker, WorkerRunner
+from replicator.index.shelf import Shelf
 from replicator.jobs.history import JobHistory
 from replicator.jobs.kinds import job_kinds
 from replicator.jobs.parts import Parts
@@ -58,6 +59,7 @@ from replicator.store.ports import Fault
 from replicator.sync.audit import Auditor
 from replicator.sync.receive import Receiver, ReceiverPorts
 from replicator.sync.serve import Server
+from replicator.sync.standing import Standing
 
 
 class CataloguedPeers:
@@ -167,7 +169,12 @@ def _parts(base: _Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts
         healer=healer,
         mesh=mesh,
         auditor=Auditor(
-            store=base.store, catalog=base.catalog, reader=reader, offload=base.offload, entropy=SystemEntropy()
+            store=base.store,
+            catalog=base.catalog,
+            reader=reader,
+            offload=base.offload,
+            entropy=SystemEntropy(),
+            shelf=Shelf(base.state.sets),
         ),
         ingest=ingest_config(base.config),
         memo_folder=base.state.memo,
@@ -213,11 +220,13 @@ class _Living:
         self._jobs = JobRunner(self._history, job_kinds(parts), clock=time.monotonic)
         healer = parts.healer
         assert healer is not None
+        self._standing = Standing(site_id=parts.site_id, catalog=catalog, store=parts.store, links=self._mesh.connected)
         workers: list[Worker] = [
             Scheduler(catalog=catalog, jobs=self._jobs, clock=parts.clock),
             Scrubbing(parts.scrubber, parts.store, every_s=parse_span(config.scrub_every)),
             Collecting(self._jobs, clock=parts.clock),
             Mending(healer, parts.store, self._mesh.connected),
+            self._standing,
         ]
         self._workers = WorkerRunner(workers)
         self._answer_peers()
@@ -259,6 +268,7 @@ class _Living:
                 ListSnapshots: server.list_snapshots,
                 RepairBlocks: guardian.repair_blocks,
                 SummaryOpen: parts.auditor.asked,
+                StandingRoots: self._standing.asked,
             }
         )
 

@@ -9,18 +9,25 @@ differs, and the leaf cells a few times. So build once for a snapshot, whose set
 change, and keep it for as long as sessions use its nonce: 16 bytes a block besides the ids.
 """
 
+from math import ceil, log2
 from typing import Final
 
 import numpy as np
 
 from protocol.ids import BLOCK_ID_BYTES
 from protocol.merkle.cells import I64, RECORD_BYTES, U64, Cells, Root, Sums, expand_spans, sum_mask, sum_runs
+from protocol.merkle.diff import TOP_LEVEL
 from protocol.merkle.fold import fold_some
-from replicator.index.cells import leaf_level
 from replicator.index.tokens import Packed, TokenKey, heads
 
+LEAF_BLOCKS_BITS: Final = 4
+"""A leaf for every 8 to 16 blocks: 1.3 to 2.5 bytes a block. Deeper cells are summed from the ids when asked for."""
 _WIDE_ROWS: Final = 512
 """Cells with more rows are searched one by one, where they lie; smaller ones all at once, in a copy."""
+
+
+def leaf_level(blocks: int) -> int:
+    return max(ceil(log2(max(blocks, 1))) - LEAF_BLOCKS_BITS, TOP_LEVEL)
 
 
 class FrozenSet:

@@ -110,7 +110,10 @@ class SyncJobs:
 
 
 class AuditJobs:
-    """Jobs of the kind `audit`: `{"snapshot": id, "peer": name}` compares both sites' blocks by Merkle summaries."""
+    """Jobs of the kind `audit`: `{"snapshot": id, "peer": name}` compares both sites' blocks by Merkle summaries.
+
+    `"fresh": true` makes both sites ask their ledgers anew, under a new key, as the weekly audit does.
+    """
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -123,7 +126,7 @@ class AuditJobs:
         peer = parts.catalog.peers.find(context.args["peer"])
         context.progress.begin(f"comparing {record.volume_name} with {peer.name}", unit="blocks")
         link = await parts.mesh.wait_link(peer.site_id, seconds=_LINK_WAIT_S)
-        done = await parts.auditor.compare(link, record)
+        done = await parts.auditor.compare(link, record, fresh=bool(context.args.get("fresh")))
         return {
             "snapshot": record.snapshot_id.hex(),
             "volume": record.volume_name,

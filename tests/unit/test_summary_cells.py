@@ -15,9 +15,8 @@ from protocol.merkle import codes, diff
 from protocol.merkle.cells import Cells, Sums, mix, pack_records, unpack_records
 from protocol.merkle.fold import fold, fold_some
 from protocol.messages.registry import encode
-from replicator.index.cells import Summary, leaf_level
 from replicator.index.tokens import TokenKey, heads
-from replicator.index.view import FrozenSet
+from replicator.index.view import FrozenSet, leaf_level
 
 KEY = TokenKey(snapshot_id=SnapshotId(bytes(16)), nonce=bytes(range(16)))
 FROZEN_LANE_A, FROZEN_LANE_B = [12609069057123638310], [12105175342559169752]
@@ -35,32 +34,18 @@ def cells_of(ids: list[bytes], level: int) -> Cells:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_a_summary_equals_a_rebuild_after_any_coming_and_going(data: st.DataObject) -> None:
+def test_cells_equal_a_rebuild_after_any_coming_and_going(data: st.DataObject) -> None:
     pool = ids_of(7, 120)
-    summary = Summary(KEY, blocks_expected=100)
+    cells = Cells.empty(8)
     held: set[bytes] = set()
     for _ in range(data.draw(st.integers(1, 8))):
         batch = set(data.draw(st.lists(st.sampled_from(pool), unique=True, max_size=40)))
-        coming, going = batch - held, batch & held
-        summary.add(b"".join(coming))
-        summary.remove(b"".join(going))
+        for change, ids in ((cells.add, batch - held), (cells.remove, batch & held)):
+            packed = b"".join(ids)
+            change(heads(packed), *KEY.tokens(packed))
         held = held ^ batch
-    assert summary.frozen().is_same(cells_of(sorted(held), leaf_level(100)))
-    assert summary.root() == FrozenSet(b"".join(sorted(held)), KEY).root()
-
-
-def test_a_frozen_copy_does_not_see_later_blocks() -> None:
-    summary = Summary(KEY, blocks_expected=10)
-    before = summary.frozen()
-    summary.add(b"".join(ids_of(1, 5)))
-    assert before.is_same(Cells.empty(before.level))
-
-
-def test_a_summary_says_when_its_leaves_are_crowded() -> None:
-    summary = Summary(KEY, blocks_expected=1)
-    assert not summary.is_outgrown
-    summary.add(b"".join(ids_of(1, 2**12)))
-    assert summary.is_outgrown
+    assert cells.is_same(cells_of(sorted(held), 8))
+    assert cells.root() == FrozenSet(b"".join(sorted(held)), KEY).root()
 
 
 def test_folding_gives_the_cells_that_a_build_at_that_level_gives() -> None:

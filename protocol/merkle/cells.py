@@ -7,8 +7,6 @@ sessions compare; lane B confirms the root, and is the second attempt if lane A 
 On the wire a cell is cut to a *record*: 20, 28 or 36 bits of sum and 4 bits of count. Cutting
 commutes with adding, so a cut cell minus a cut cell is the cut difference. How wide a record has
 to be depends on how many blocks its answer is looked up among: `diff.plan_width`.
-
-Invariant: cells equal those rebuilt from the same set, whatever came and went in between.
 """
 
 from dataclasses import dataclass
@@ -72,30 +70,11 @@ class Cells:
     counts: U32
 
     @classmethod
-    def empty(cls, level: int) -> "Cells":
-        size = 1 << level
-        return cls(level, np.zeros(size, np.uint64), np.zeros(size, np.uint64), np.zeros(size, np.uint32))
-
-    @classmethod
     def from_sorted(cls, level: int, heads: U64, lane_a: U64, lane_b: U64) -> "Cells":
-        """The cells of blocks in the order of their ids: running sums, several times faster than `add`."""
+        """The cells of blocks in the order of their ids: running sums."""
         edges = cell_edges(heads, level)
         counts = np.diff(edges).astype(np.uint32)
         return cls(level, sum_runs(lane_a, edges), sum_runs(lane_b, edges), counts)
-
-    def add(self, heads: U64, lane_a: U64, lane_b: U64) -> None:
-        """Blocks arrived: `heads` are the first 64 bits of their ids."""
-        at = cell_of(heads, self.level)
-        np.add.at(self.sum_a, at, lane_a)
-        np.add.at(self.sum_b, at, lane_b)
-        np.add.at(self.counts, at, np.uint32(1))
-
-    def remove(self, heads: U64, lane_a: U64, lane_b: U64) -> None:
-        """Blocks went. Only what was added may be removed: the caller keeps the set."""
-        at = cell_of(heads, self.level)
-        np.subtract.at(self.sum_a, at, lane_a)
-        np.subtract.at(self.sum_b, at, lane_b)
-        np.subtract.at(self.counts, at, np.uint32(1))
 
     def lane(self, lane: int) -> U64:
         return self.sum_b if lane else self.sum_a
@@ -104,10 +83,6 @@ class Cells:
         sum_a, sum_b = self.sum_a.sum(dtype=np.uint64), self.sum_b.sum(dtype=np.uint64)
         return Root(int(self.counts.sum(dtype=np.uint64)), int(sum_a), int(sum_b))
 
-    def copy(self) -> "Cells":
-        """A frozen copy, for a session that runs while blocks come and go."""
-        return Cells(self.level, self.sum_a.copy(), self.sum_b.copy(), self.counts.copy())
-
     def is_same(self, other: "Cells") -> bool:
         return (
             self.level == other.level
@@ -115,12 +90,6 @@ class Cells:
             and np.array_equal(self.sum_b, other.sum_b)
             and np.array_equal(self.counts, other.counts)
         )
-
-
-def cell_of(heads: U64, level: int) -> I64:
-    """The number of the cell that each head falls in."""
-    assert level > 0, "numpy leaves a shift by 64 undefined"
-    return (heads >> np.uint64(64 - level)).astype(np.int64)
 
 
 def cell_edges(heads: U64, level: int) -> I64:

@@ -28,7 +28,7 @@ from replicator.api.server import ApiServer
 from replicator.api.views import NodeView
 from replicator.app.config import NodeConfig, StateFolder, ingest_config, load_config, mesh_config, store_config
 from replicator.app.recovery import recover_snapshots
-from replicator.app.upkeep import Collecting, Mending, Scrubbing
+from replicator.app.upkeep import Collecting, Comparing, Mending, Scrubbing
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.model import Snapshot
 from replicator.catalog.records import verify_signature
@@ -227,6 +227,7 @@ class _Living:
             Collecting(self._jobs, clock=parts.clock),
             Mending(healer, parts.store, self._mesh.connected),
             self._standing,
+            Comparing(self._standing, site_id=parts.site_id, catalog=catalog, jobs=self._jobs, clock=parts.clock),
         ]
         self._workers = WorkerRunner(workers)
         self._answer_peers()

@@ -9,6 +9,7 @@ from protocol.messages.registry import encode
 from protocol.messages.snapshots import SyncProgress
 from replicator.catalog.model import SiteSync, Snapshot
 from replicator.core.errors import NotFound, PeerError, ReplicatorError, UsageError
+from replicator.core.logging import get_logger
 from replicator.core.units import format_size
 from replicator.jobs.parts import Parts
 from replicator.jobs.runner import JobContext
@@ -127,6 +128,15 @@ class AuditJobs:
         context.progress.begin(f"comparing {record.volume_name} with {peer.name}", unit="blocks")
         link = await parts.mesh.wait_link(peer.site_id, seconds=_LINK_WAIT_S)
         done = await parts.auditor.compare(link, record, fresh=bool(context.args.get("fresh")))
+        if done.peer_lacks or done.we_lack:
+            get_logger().warning(
+                "audit.differs",
+                peer=peer.name,
+                volume=record.volume_name,
+                snapshot=record.snapshot_id.hex()[:12],
+                peer_lacks=len(done.peer_lacks),
+                we_lack=done.we_lack,
+            )
         return {
             "snapshot": record.snapshot_id.hex(),
             "volume": record.volume_name,

@@ -12,9 +12,14 @@ from protocol.limits import HEARTBEAT_S
 from protocol.messages.registry import encode
 from protocol.messages.summary import StandingRoots
 from protocol.wire.frames import FRAME_HEADER_BYTES
+from replicator.app.upkeep import Comparing
+from replicator.core.progress import Progress
 from replicator.core.workers import Idle
 from replicator.index.roots import HOLES, classes, digest_of, holes_root, pack_roots, unpack_roots, volume_root
 from replicator.index.shelf import Shelf, common, sorted_set
+from replicator.jobs.replicate import AuditJobs
+from replicator.jobs.runner import JobContext
+from tests.support.clocks import FakeWallClock
 from tests.support.nodes import Site, a_pair, write_tree
 from tests.support.store import damage
 
@@ -229,3 +234,42 @@ async def test_a_block_that_is_quarantined_shows_in_the_next_comparison(tmp_path
 
 def test_the_scope_of_holes_is_no_volume() -> None:
     assert holes_root([]).scope == HOLES == bytes(16)
+
+
+async def test_once_a_week_one_site_of_each_class_is_compared_with_under_a_fresh_key(tmp_path: Path) -> None:
+    async with a_pair(tmp_path) as (home, cabin):
+        folder = write_tree(tmp_path / "data", files=3, size=KIB)
+        snapshot = await home.take(home.protect(folder))
+        done = await home.send(snapshot, cabin)
+        home.catalog.add_receipt(snapshot.snapshot_id, cabin.parts.site_id, encode(done.receipt))
+        await beat(home)
+        asked: list[dict[str, object]] = []
+
+        class Jobs:
+            def submit(self, kind: str, args: dict[str, object], *, job_id: str) -> None:
+                asked.append({"kind": kind, **args})
+
+        clock = FakeWallClock()
+        for site in (home, cabin):
+            worker = Comparing(
+                site.living._standing, site_id=site.parts.site_id, catalog=site.catalog, jobs=Jobs(), clock=clock,  # type: ignore[arg-type]
+            )  # fmt: skip
+            await worker.step()
+            await worker.step()
+            expected = {"kind": "audit", "snapshot": snapshot.snapshot_id.hex(), "peer": cabin.parts.site_id.hex()}
+            assert asked == [{**expected, "fresh": True}], "once, and by one of the two"
+            clock.advance(6 * 86_400)
+            await worker.step()
+            assert len(asked) == 1
+        clock.advance(86_400)
+        again = Comparing(
+            home.living._standing, site_id=home.parts.site_id, catalog=home.catalog, jobs=Jobs(), clock=clock,  # type: ignore[arg-type]
+        )  # fmt: skip
+        await again.step()
+        assert len(asked) == 2
+        clock.advance(-30 * 86_400)
+        await again.step()
+        assert len(asked) == 3, "a clock that was set back does not mean a month of silence"
+        context = JobContext("a", "audit", asked[0], Progress(clock=time.monotonic))
+        found = await AuditJobs(home.parts).run(context)
+        assert (found["peer_lacks"], found["we_lack"]) == (0, 0)

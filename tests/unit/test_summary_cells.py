@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import Malformed, ProtocolError
@@ -30,22 +30,6 @@ def ids_of(seed: int, count: int) -> list[bytes]:
 def cells_of(ids: list[bytes], level: int) -> Cells:
     packed = b"".join(sorted(ids))
     return Cells.from_sorted(level, heads(packed), *KEY.tokens(packed))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_cells_equal_a_rebuild_after_any_coming_and_going(data: st.DataObject) -> None:
-    pool = ids_of(7, 120)
-    cells = Cells.empty(8)
-    held: set[bytes] = set()
-    for _ in range(data.draw(st.integers(1, 8))):
-        batch = set(data.draw(st.lists(st.sampled_from(pool), unique=True, max_size=40)))
-        for change, ids in ((cells.add, batch - held), (cells.remove, batch & held)):
-            packed = b"".join(ids)
-            change(heads(packed), *KEY.tokens(packed))
-        held = held ^ batch
-    assert cells.is_same(cells_of(sorted(held), 8))
-    assert cells.root() == FrozenSet(b"".join(sorted(held)), KEY).root()
 
 
 def test_folding_gives_the_cells_that_a_build_at_that_level_gives() -> None:

@@ -168,8 +168,10 @@ class _Session:
 
     async def _read_difference(self) -> BlockId:
         record, ports = self._record, self._ports
-        newest_first = [snapshot.record for snapshot in reversed(ports.catalog.snapshots(record.volume_id))]
-        held = {one.root: one.entries for one in newest_first[:HAVE_ROOTS_MAX]}
+        # After an outage the newest snapshot comes first and older ones fill in: what lies nearest differs least.
+        others = [snapshot.record for snapshot in reversed(ports.catalog.snapshots(record.volume_id))]
+        others.sort(key=lambda one: abs(one.sequence - record.sequence))
+        held = {one.root: one.entries for one in others[:HAVE_ROOTS_MAX]}
         request = WantDiff(snapshot_id=record.snapshot_id, have_roots=b"".join(held))
         self._round_trips += 1
         async with self._link.open(request, lane=Lane.SYNC) as stream:

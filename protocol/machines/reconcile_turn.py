@@ -165,7 +165,8 @@ class Inbox:
                     raise TooLarge(f"over {SUMMARY_TURN_LIST_MAX} short ids in one turn")
                 self.lists.append(message)
                 return not message.more
-            case SummaryClose():
+            case _:
+                assert isinstance(message, SummaryClose), message
                 self.close = message
                 return True
         return False

@@ -1,8 +1,10 @@
 """The rare refusals of the protocol, each met on purpose: no line of `protocol/` is without a test."""
 
 import struct
+from dataclasses import dataclass, replace
 from zlib import crc32
 
+import msgpack
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from protocol.errors import BadBlock, ErrorCode, Malformed, ProtocolError, TooLa
 from protocol.ids import short
 from protocol.limits import SUMMARY_LEVEL_MAX, SUMMARY_TURNS_MAX
 from protocol.machines.connection import Connection
-from protocol.machines.events import PeerLeft
+from protocol.machines.events import HelloReceived, PeerLeft
 from protocol.machines.reconcile import Reconciliation
 from protocol.machines.reconcile_turn import (
     Answer,
@@ -26,8 +28,9 @@ from protocol.machines.reconcile_turn import (
 )
 from protocol.merkle import codes, diff
 from protocol.merkle.cells import pack_records
+from protocol.messages import registry, versions
 from protocol.messages.blocks import WantBlocks
-from protocol.messages.registry import Message, encode
+from protocol.messages.registry import Message, decode, encode, message
 from protocol.messages.session import Refusal
 from protocol.messages.summary import SummaryAnswers, SummaryCells, SummaryClose, SummaryList, SummaryUnknown
 from protocol.messages.versions import CURRENT, OLDEST, agree
@@ -109,6 +112,38 @@ def test_versions_without_an_overlap_do_not_talk() -> None:
         with pytest.raises(VersionMismatch):
             agree(low, high)
     assert hello().version_min == 1
+
+
+@pytest.mark.parametrize("is_dialer", [True, False])
+def test_a_site_of_the_next_version_and_one_of_this_agree_on_this(
+    is_dialer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sites are never upgraded at the same moment."""
+    newer = Connection(is_dialer=is_dialer, hello=replace(hello(), version_min=CURRENT, version_max=CURRENT + 1))
+    older = connection(is_dialer=not is_dialer)
+    older.receive_data(b"".join(newer.next_frame()))
+    assert isinstance(older.next_event(), HelloReceived)
+    monkeypatch.setattr(versions, "CURRENT", CURRENT + 1)
+    monkeypatch.setattr(versions, "OLDEST", CURRENT)
+    newer.receive_data(b"".join(older.next_frame()))
+    assert isinstance(newer.next_event(), HelloReceived)
+    assert older.version == newer.version == CURRENT
+
+
+def test_a_message_that_has_grown_is_read_by_the_version_before_and_the_other_way_about() -> None:
+    @message(code=0x7E, since=CURRENT)
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Grown(Message):
+        first: int
+        second: str = "as it was"
+
+    try:
+        assert decode(msgpack.packb([0x7E, 5])) == Grown(first=5)  # From the version before.
+        assert decode(msgpack.packb([0x7E, 5, "now", b"later"])) == Grown(first=5, second="now")  # From the next one.
+        with pytest.raises(Malformed):
+            decode(msgpack.packb([0x7E]))
+    finally:
+        del registry._FORMS[0x7E]
 
 
 # -- a reconciliation -------------------------------------------------------------------------

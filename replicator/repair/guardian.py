@@ -47,6 +47,4 @@ class Guardian:
         self._catalog.add_repairs(
             [RepairLine(now, b, 0, request.cause, "served", name, "served", took) for b in ids if b not in lost]
         )
-        get_logger().info(
-            "repair.served", peer=name, blocks=served, lacking=len(lost), took_s=round(took, 3)
-        )
+        get_logger().info("repair.served", peer=name, blocks=served, lacking=len(lost), took_s=round(took, 3))

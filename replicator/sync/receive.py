@@ -225,24 +225,27 @@ class _Session:
 
     async def _receive_pieces(self) -> None:
         """Large files' own maps, level by level: their nodes travel as blocks, and say what else is needed."""
-        nodes, self._piece_roots = self._piece_roots, []
-        while nodes:
+        levels: dict[BlockId, int | None] = dict.fromkeys(self._piece_roots)  # None: a root may be of any level.
+        self._piece_roots = []
+        while levels:
+            nodes = list(levels)
             self._round_trips += 1
             self._already_here += await self.fetcher.want(nodes)
             await self.fetcher.drain()
-            below: list[BlockId] = []
+            below: dict[BlockId, int | None] = {}
             for at in range(0, len(nodes), _ASK_BATCH):
-                for body in (await self._ports.reader.read(nodes[at : at + _ASK_BATCH])).values():
+                for block, body in (await self._ports.reader.read(nodes[at : at + _ASK_BATCH])).items():
                     node = decode_node(body)
-                    if node.shape is not Shape.PIECES:
-                        raise ManifestDamaged("A large file's map is of the wrong shape.")
+                    if node.shape is not Shape.PIECES or levels[block] not in (None, node.level):
+                        # Levels count down, or a peer could lead us down a tree that has no end.
+                        raise ManifestDamaged("A large file's map is not the map that the entry above it says.")
                     ids = [BlockId(value[:BLOCK_ID_BYTES]) for value in node.values]
                     if node.level:
-                        below += ids
+                        below.update(dict.fromkeys(ids, node.level - 1))
                     else:
                         self._ids += ids
                 await self._ask()
-            nodes = below
+            levels = below
         await self._ask(flush=True)
 
     async def _store_nodes_if_many(self) -> None:

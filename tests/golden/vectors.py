@@ -105,7 +105,7 @@ TALK_BOTH, TALK_ONLY = 2000, 300
 
 
 def talk_ids(site: int) -> bytes:
-    """Sorted ids: BLAKE3 of a number as four bytes. Both hold the first 2,000; then 300 are one site's, 300 the other's."""
+    """Sorted ids: BLAKE3 of a number as four bytes. The first 2,000 are on both sites, 300 more on each alone."""
     numbers = [*range(TALK_BOTH), *range(TALK_BOTH + site * TALK_ONLY, TALK_BOTH + (site + 1) * TALK_ONLY)]
     return b"".join(sorted(block_id(Kind.DATA, number.to_bytes(4, "big")) for number in numbers))
 

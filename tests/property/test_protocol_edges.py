@@ -254,9 +254,9 @@ def test_lists_are_bounded_on_the_way_in_and_on_the_way_out(monkeypatch: pytest.
     "code", [codes.DENSE, b"\x07", codes.SPARSE + b"\x80", codes.SPARSE + b"\x7f", codes.SPARSE + b"\x80" * 4 + b"\1"]
 )
 def test_a_code_that_does_not_fit_its_count_is_malformed(code: bytes) -> None:
-    for decode in (codes.decode_flags, codes.decode_states):
+    for unpacked in (codes.decode_flags, codes.decode_states):
         with pytest.raises(Malformed):
-            decode(code, 9)
+            unpacked(code, 9)
 
 
 def test_near_the_deepest_level_a_split_stops_there() -> None:

@@ -99,6 +99,12 @@ class Stream:
         await self._link.settle(self, size, is_bulk=isinstance(item, bytes))
         return item
 
+    def arrived_blocks(self) -> list[bytes]:
+        """Take the runs of blocks that have come and nobody has received yet: the last thing to do with a stream."""
+        runs = [item for item, _ in self._items if isinstance(item, bytes)]
+        self._items.clear()
+        return runs
+
     async def send(self, message: Message, *, end: bool = False) -> None:
         """Raises what `receive` raises."""
         # The size is not known before it is encoded; a message is at most a control frame.

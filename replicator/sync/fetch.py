@@ -114,18 +114,25 @@ class Fetcher:
         runs: list[bytes] = []
         size = 0
         async with self._link.open(WantBlocks(ids=b"".join(batch)), lane=self._lane) as stream:
-            while (item := await stream.receive()) is not None:
-                if isinstance(item, bytes):
-                    runs.append(item)
-                    size += len(item)
-                    if size >= _STORE_BYTES:
-                        await self._keep(runs, waiting)
-                        runs, size = [], 0
-                elif isinstance(item, BlocksSent):
-                    self.missing_there += split_ids(item.missing)
-                    waiting.difference_update(split_ids(item.missing))
-                else:
-                    raise Unexpected(f"{type(item).__name__} among blocks")
+            try:
+                while (item := await stream.receive()) is not None:
+                    if isinstance(item, bytes):
+                        runs.append(item)
+                        size += len(item)
+                        if size >= _STORE_BYTES:
+                            some, runs, size = runs, [], 0
+                            await self._keep(some, waiting)
+                    elif isinstance(item, BlocksSent):
+                        self.missing_there += split_ids(item.missing)
+                        waiting.difference_update(split_ids(item.missing))
+                    else:
+                        raise Unexpected(f"{type(item).__name__} among blocks")
+            except (PeerError, trio.Cancelled):
+                # The link was cut, here or under another request. What has arrived need not be sent again.
+                runs += stream.arrived_blocks()
+                with trio.CancelScope(shield=True):
+                    await self._keep(runs, waiting)
+                raise
         await self._keep(runs, waiting)
         self._under_way.difference_update(batch)
         if waiting:

@@ -14,10 +14,10 @@ from tests.support.nodes import Site, a_pair
 BLOCK = 4096
 
 
-def protect_image(site: Site, path: Path) -> Volume:
+def protect_image(site: Site, path: Path, *, block: int = BLOCK) -> Volume:
     volume = Volume(
         volume_id=site.parts.entropy.token(16),  # type: ignore[arg-type]
-        name=path.name, kind="image", origin=site.parts.site_id, path=os.fsencode(path), block_bytes=BLOCK, exclude=(),
+        name=path.name, kind="image", origin=site.parts.site_id, path=os.fsencode(path), block_bytes=block, exclude=(),
     )  # fmt: skip
     site.catalog.add_volume(volume)
     return volume

@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 
 from protocol.errors import ErrorCode
-from protocol.ids import SiteId
+from protocol.ids import SiteId, VolumeId
 from protocol.messages.blocks import WantBlocks
 from protocol.messages.repair import RepairBlocks
 from protocol.messages.session import PairJoin
@@ -48,6 +48,7 @@ from replicator.jobs.scheduler import Scheduler
 from replicator.jobs.snapshot import prune_volume
 from replicator.monitor.status import StatusSources
 from replicator.net.identity import Identity
+from replicator.net.link import Link
 from replicator.net.mesh import Mesh
 from replicator.repair.ask import Healer
 from replicator.repair.guardian import Guardian
@@ -254,6 +255,7 @@ class _Living:
                 clock=parts.clock,
                 site_id=parts.site_id,
                 sign=parts.sign,
+                holders=self._holders,
                 on_received=self._received,
             )
         )
@@ -276,6 +278,10 @@ class _Living:
     async def _heal(self, faults: Sequence[Fault]) -> None:
         assert self._parts.healer is not None
         await self._parts.healer.heal(faults)
+
+    def _holders(self, volume: VolumeId) -> list[Link]:
+        links = [self._mesh.link_to(site) for site in self._standing.holders_of(volume)]
+        return [link for link in links if link is not None]
 
     def _received(self, snapshot: Snapshot, peer: SiteId) -> None:
         """A snapshot has become ours: let onward syncs start, and our own keep rule look at it."""

@@ -366,11 +366,15 @@ class Link:
                 bucket.take(size)
             await self._wait_for_tokens(self._pace.incoming)
         stream._owed += size
-        is_paced = any(bucket.rate_bytes for bucket in self._pace.incoming)
-        if stream._owed >= _GRANT_AT or (is_paced and stream._owed):
+        if stream._owed >= _GRANT_AT or (self.is_paced and stream._owed):
             self.connection.grant(stream.number, stream._owed)
             stream._owed = 0
             self.wake()
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether a rule holds back what comes in."""
+        return any(bucket.rate_bytes for bucket in self._pace.incoming)
 
     async def _wait_for_tokens(self, buckets: Sequence[TokenBucket]) -> None:
         while (delay := longest_delay_s(buckets)) > 0:

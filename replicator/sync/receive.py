@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from protocol.errors import Unexpected
-from protocol.ids import BLOCK_ID_BYTES, ZERO_BLOCK, BlockId, SiteId, SnapshotId
+from protocol.ids import BLOCK_ID_BYTES, ZERO_BLOCK, BlockId, SiteId, SnapshotId, VolumeId
 from protocol.limits import HAVE_ROOTS_MAX
 from protocol.messages.registry import Message
 from protocol.messages.snapshots import DiffBase, OfferSnapshot, SyncProgress, SyncReport, WantDiff
@@ -44,6 +44,8 @@ from replicator.sync.receipts import sign_receipt
 _ASK_BATCH: Final = 256
 _NODE_BATCH: Final = 128
 _PROGRESS_S: Final = 0.25
+SOURCES_MAX: Final = 3
+"""Sites that are asked for blocks besides the one that offers: four of them fill any link of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class ReceiverPorts:
     clock: WallClock
     site_id: SiteId
     sign: Signer
+    holders: Callable[[VolumeId], Sequence[Link]]
+    """Linked sites that hold something of a volume: further sources of its blocks."""
     on_received: Callable[[Snapshot, SiteId], None]
     """Told of each snapshot that has become ours: onward syncs and pruning start here."""
 
@@ -143,7 +147,15 @@ class _Session:
         self._record = record
         self._ports = ports
         self._lease = lease
-        self.fetcher = Fetcher(link, store=ports.store, lease=lease, offload=ports.offload, lane=Lane.SYNC)
+        others = [one for one in ports.holders(record.volume_id) if one.peer != link.peer]
+        self.fetcher = Fetcher(
+            link,
+            others=others[:SOURCES_MAX],
+            store=ports.store,
+            lease=lease,
+            offload=ports.offload,
+            lane=Lane.SYNC,
+        )
         self.plan_is_complete = False
         self._ids: list[BlockId] = []
         self._piece_roots: list[BlockId] = []

@@ -151,6 +151,10 @@ class Standing:
 
     # -- what it tells --------------------------------------------------------------------
 
+    def holders_of(self, volume: VolumeId) -> list[SiteId]:
+        """Peers that hold some snapshot of a volume, as far as we have heard."""
+        return [site for site, heard in self.heard.items() if _of(heard.roots, volume) is not None]
+
     def classes_of(self, volume: VolumeId) -> list[list[SiteId]]:
         """Sites, ours included, that hold the same of a volume and know of no hole. Others stand alone."""
         ours = self.roots()

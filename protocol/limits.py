@@ -102,3 +102,6 @@ SUMMARY_UNKNOWN_CHECKED_SHARE: Final = 100
 SUMMARY_TURN_MESSAGES_MAX: Final = 1024
 """Messages in one turn. The largest turn that the other bounds allow takes 800; without this one,
 many small answers would cost far more memory than they say."""
+
+ROOTS_MAX: Final = 4096
+"""Scopes in one heartbeat: 160 KiB, under `CONTROL_FRAME_MAX`. A site with more volumes tells of the first ones."""

@@ -193,10 +193,10 @@ class Connection:
                 return None
             case FrameKind.PONG:
                 return PongReceived(body)
-            case FrameKind.GOODBYE:
-                self.state = State.CLOSED
-                refusal = _refusal(body)
-                return PeerLeft(_error_code(refusal.error), refusal.reason)
+        assert header.kind is FrameKind.GOODBYE, header.kind
+        self.state = State.CLOSED
+        refusal = _refusal(body)
+        return PeerLeft(_error_code(refusal.error), refusal.reason)
 
     def _on_hello(self, body: bytes) -> Event:
         hello = decode(body)

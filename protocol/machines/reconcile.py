@@ -22,7 +22,7 @@ Invariant: after each turn both sides can name the open cells in the same order,
 is ever sent: `_work_in_answers` reads what `_reply` said on the other side.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
@@ -46,6 +46,7 @@ from protocol.machines.reconcile_turn import (
     Inbox,
     Listed,
     Places,
+    Sent,
     read_answers,
     read_cells,
     read_lists,
@@ -57,7 +58,7 @@ from protocol.machines.reconcile_turn import (
     say_unknown,
 )
 from protocol.merkle import diff
-from protocol.merkle.cells import I64, LANES, U8, U64, Flags, Root, Sums, pack_records, unpack_records
+from protocol.merkle.cells import I64, LANES, RECORD_BYTES, U64, Flags, Root, Sums, pack_records, unpack_records
 from protocol.merkle.diff import TOP_LEVEL
 from protocol.messages.registry import Message, encode
 from protocol.messages.summary import SummaryCells, SummaryClose, SummaryList, SummaryOpen
@@ -119,7 +120,7 @@ class Reconciliation:
         self._forget_sent()
 
     def _forget_sent(self) -> None:
-        self._sent_cells: list[Places] = []
+        self._sent_cells: list[Sent] = []
         self._sent_checks = False
         self._sent_asks: list[Places] = []
         self._sent_rows: I64 = np.zeros(0, np.int64)
@@ -174,7 +175,7 @@ class Reconciliation:
         top = self._reader.cells(_TOP)
         samples = [self._reader.sample(self._nonce, level) for level in diff.sample_levels(root.count)]
         self._turn = 1
-        self._sent_cells = [_TOP]
+        self._sent_cells = [Sent(_TOP, RECORD_BYTES)]
         self._state = State.WAITING
         return [
             SummaryOpen(
@@ -185,7 +186,7 @@ class Reconciliation:
                 sum_a=root.sum_a,
                 sum_b=root.sum_b,
                 cells=pack_records(*top),
-                samples=b"".join(sample.astype(">u2").tobytes() for sample in samples),
+                samples=b"".join(sample.astype(np.uint8).tobytes() for sample in samples),
             )
         ]
 
@@ -200,7 +201,7 @@ class Reconciliation:
         self._turn = 1
         if Root(opening.count, opening.sum_a, opening.sum_b) == self._view.root():
             return self._close()
-        top = Batch(_TOP, Sums(*unpack_records(opening.cells)), None)
+        top = Batch(_TOP, RECORD_BYTES, Sums(*unpack_records(opening.cells)), None)
         mine_count, theirs_count = self._view.root().count, opening.count
         guess = self._reader.estimate(top, opening.samples, nonce=self._nonce)
         # The sizes alone tell a least number: a sample can be wrong, they cannot.
@@ -240,43 +241,37 @@ class Reconciliation:
         unknown = read_marks([(part.asks_count, part.marks) for part in inbox.unknown], asked_count)
         if self._turn == 2 and self._sent_cells and not inbox.answers:
             return np.zeros(0, np.bool_), [], [ROOT_PLACE]
-        states, suffixes = read_answers(inbox.answers, sum(len(sent.prefixes) for sent in self._sent_cells))
-        open_groups = [sent.only(part == Answer.OPEN) for sent, part in self._by_sent(states)]
-        none_groups = [sent.only(part == Answer.NONE) for sent, part in self._by_sent(states)]
-        asked_groups = [sent.only(part == Answer.ASK) for sent, part in self._by_sent(states)]
-        for places in none_groups:
-            self._found.append(self._reader.rows(places)[0])
-        failed = self._look_up(asked_groups, suffixes)
+        answered = list(read_answers(inbox.answers, self._sent_cells))
+        open_groups = [places.only(states == Answer.OPEN) for places, states, _ in answered]
+        asked_groups = [places.only(states == Answer.ASK) for places, states, _ in answered]
+        for places, states, _ in answered:
+            self._found.append(self._reader.rows(places.only(states == Answer.NONE))[0])
+        failed = self._look_up(asked_groups, [asks for _, _, asks in answered])
         return failed, _cut(asked_groups, failed), _not_empty([*open_groups, *_cut(self._sent_asks, unknown)])
 
     def _questions_count(self) -> int:
-        sent = [*self._sent_cells, *self._sent_asks]
-        return sum(len(places.prefixes) for places in sent) + len(self._sent_rows)
+        return self._cells_count() + sum(len(places.prefixes) for places in self._sent_asks) + len(self._sent_rows)
 
-    def _by_sent(self, states: U8) -> Iterator[tuple[Places, U8]]:
-        at = 0
-        for sent in self._sent_cells:
-            yield sent, states[at : at + len(sent.prefixes)]
-            at += len(sent.prefixes)
+    def _cells_count(self) -> int:
+        return sum(len(sent.places.prefixes) for sent in self._sent_cells)
 
-    def _look_up(self, groups: Sequence[Places], suffixes: U64) -> Flags:
+    def _look_up(self, groups: Sequence[Places], asks: Sequence[U64]) -> Flags:
         """Find the blocks that the peer asked for; a flag for each that is not ours."""
-        failed, at = np.zeros(len(suffixes), np.bool_), 0
-        for places in groups:
-            some = slice(at, at + len(places.prefixes))
-            rows = self._reader.find(places, suffixes[some])
+        flags = [np.zeros(0, np.bool_)]
+        for places, suffixes, sent in zip(groups, asks, self._sent_cells, strict=True):
+            rows = self._reader.find(places, suffixes, width=sent.width)
             self._found.append(rows[rows >= 0])
-            failed[some] = rows < 0
-            at = some.stop
+            flags.append(rows < 0)
+        failed = np.concatenate(flags)
         count = int(np.count_nonzero(failed))
-        if count > SUMMARY_UNKNOWN_SLACK + self._unknown_allowance(len(suffixes)):
-            raise Malformed(f"{count} of {len(suffixes)} suffixes asked for are unknown here")
+        if count > SUMMARY_UNKNOWN_SLACK + self._unknown_allowance(len(failed)):
+            raise Malformed(f"{count} of {len(failed)} suffixes asked for are unknown here")
         return failed
 
     def _unknown_allowance(self, asks_count: int) -> int:
         if self._sent_checks:
             return asks_count // SUMMARY_UNKNOWN_CHECKED_SHARE
-        return sum(len(sent.prefixes) for sent in self._sent_cells) // SUMMARY_UNKNOWN_CELLS_SHARE
+        return self._cells_count() // SUMMARY_UNKNOWN_CELLS_SHARE
 
     def _settle(self, close: SummaryClose) -> list[Message]:
         """Both are done, if what the peer believes to be shared is what we believe to be shared."""
@@ -305,10 +300,9 @@ class Reconciliation:
         asked = [batch.places.only(one.states == Answer.ASK) for batch, one in zip(batches, read, strict=True)]
         groups = [batch.places.only(one.states == Answer.OPEN) for batch, one in zip(batches, read, strict=True)]
         answers: list[Message] = []
-        if read:
-            self._found += [one.rows for one in read]
-            states, asks = np.concatenate([one.states for one in read]), np.concatenate([one.asks for one in read])
-            answers += say_answers(states, asks)
+        for batch, one in zip(batches, read, strict=True):
+            self._found.append(one.rows)
+            answers += say_answers(one.states, one.asks, width=batch.width)
         answers += say_unknown(failed)
         if lists:
             matches = [self._reader.match(listed) for listed in lists]
@@ -337,14 +331,22 @@ class Reconciliation:
 
     def _plan(self, places: Places, *, is_first: bool) -> int:
         blocks = self._reader.blocks_count(places)
-        return diff.plan_next(len(places.prefixes), level=places.level, blocks=blocks, is_first=is_first)
+        held = self._view.root().count
+        return diff.plan_next(len(places.prefixes), level=places.level, blocks=blocks, held=held, is_first=is_first)
 
     def _cells(self, group: int, parents: Places, level: int, *, with_checks: bool) -> list[SummaryCells]:
         places = parents.under(level)
-        self._sent_cells.append(places)
+        width = diff.plan_width(
+            self._reader.blocks_count(parents),
+            len(places.prefixes),
+            held=self._view.root().count,
+            with_checks=with_checks,
+            is_first=parents.level == 0,
+        )
+        self._sent_cells.append(Sent(places, width))
         self._sent_checks = with_checks
-        checks = self._reader.checks(places) if with_checks else None
-        return say_cells(group, level, self._reader.cells(places), checks)
+        checks = self._reader.checks(places, width=width) if with_checks else None
+        return say_cells(group, level, self._reader.cells(places), checks, width=width)
 
     def _list(self, group: int, parents: Places) -> list[SummaryList]:
         level = diff.plan_list(len(parents.prefixes), level=parents.level, blocks=self._reader.blocks_count(parents))

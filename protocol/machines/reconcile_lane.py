@@ -21,6 +21,7 @@ from protocol.merkle.cells import (
     Sums,
     expand_spans,
     mix,
+    sum_mask,
     sum_runs,
 )
 from protocol.merkle.diff import Verdict
@@ -39,8 +40,11 @@ class SummaryView(Protocol):
     def spans(self, level: int, prefixes: U64) -> tuple[I64, I64]:
         """The first row of each cell, and the row after its last. Level 0 is the whole set."""
 
-    def find(self, level: int, prefixes: U64, suffixes: U64, *, lane: int) -> I64:
-        """For each cell the row of the one block with that suffix; -1 if there is none, or several."""
+    def find(self, level: int, prefixes: U64, suffixes: U64, *, width: int, lane: int) -> I64:
+        """For each cell the row of the one block with that suffix; -1 if there is none, or several.
+
+        A suffix is as long as the sum in a record of `width` bytes.
+        """
 
     def suffixes(self, rows: I64, *, lane: int) -> U64: ...
     def total(self, rows: I64) -> Root:
@@ -75,9 +79,9 @@ class LaneReader:
             return self._view.whole(places.level, lane=self._lane)
         return self._view.cells(places.level, places.prefixes, lane=self._lane)
 
-    def checks(self, places: Places) -> U64:
+    def checks(self, places: Places, *, width: int) -> U64:
         rows, edges = self.rows(places)
-        return sum_runs(mix(self._view.suffixes(rows, lane=self._lane)), edges)
+        return sum_runs(mix(self._view.suffixes(rows, lane=self._lane) & sum_mask(width)), edges)
 
     def rows(self, places: Places) -> tuple[I64, I64]:
         """All our rows in these cells, and where each cell begins among them."""
@@ -90,8 +94,8 @@ class LaneReader:
         starts, stops = self._view.spans(*places)
         return int((stops - starts).sum())
 
-    def find(self, places: Places, suffixes: U64) -> I64:
-        return self._view.find(*places, suffixes, lane=self._lane)
+    def find(self, places: Places, suffixes: U64, *, width: int) -> I64:
+        return self._view.find(*places, suffixes, width=width, lane=self._lane)
 
     def sample(self, nonce: bytes, level: int) -> U64:
         prefixes = diff.sample_prefixes(nonce, level)
@@ -99,37 +103,42 @@ class LaneReader:
 
     def estimate(self, top: Batch, samples: bytes, *, nonce: bytes) -> float:
         """How many blocks differ, from the peer's top cells and samples."""
-        verdicts = diff.compare(self.cells(top.places), top.theirs).verdicts
-        shares = [(top.places.level, float(np.mean(verdicts != Verdict.SAME)))]
-        theirs = np.frombuffer(samples, ">u2").astype(np.uint64).reshape(-1, diff.SAMPLE_CELLS)
+        verdicts = diff.compare(self.cells(top.places), top.theirs, width=top.width).verdicts
+        seen = [diff.Sample(top.places.level, len(verdicts), int(np.count_nonzero(verdicts != Verdict.SAME)))]
+        theirs = np.frombuffer(samples, np.uint8).astype(np.uint64).reshape(-1, diff.SAMPLE_CELLS)
         for nth, sample in enumerate(theirs):
             level = diff.TOP_LEVEL + 2 + 2 * nth
-            shares.append((level, float(np.mean(self.sample(nonce, level) != sample))))
-        return diff.estimate(shares)
+            differing = int(np.count_nonzero(self.sample(nonce, level) != sample))
+            seen.append(diff.Sample(level, diff.SAMPLE_CELLS, differing))
+        return diff.estimate(seen)
 
     def read(self, batch: Batch) -> Reading:
         """Subtract their cells from ours, and say about each what can be said."""
-        places = batch.places
-        verdicts, suffixes = diff.compare(self.cells(places), batch.theirs)
+        places, width = batch.places, batch.width
+        verdicts, suffixes = diff.compare(self.cells(places), batch.theirs, width=width)
         theirs_empty = places.only(verdicts == Verdict.THEIRS_EMPTY)
         singles = np.flatnonzero(verdicts == Verdict.MINE_SINGLE)
-        found = self.find(Places(places.level, places.prefixes[singles]), suffixes[singles])
+        singles = singles[self._agrees(batch, singles, (np.uint64(0) - mix(suffixes[singles])) & CHECK_MASK)]
+        found = self.find(Places(places.level, places.prefixes[singles]), suffixes[singles], width=width)
         asks = np.flatnonzero(verdicts == Verdict.THEIRS_SINGLE)
-        asks = asks[self._is_certain(batch, asks, suffixes[asks])]
+        asks = asks[self._agrees(batch, asks, mix(suffixes[asks]))]
+        same = np.flatnonzero(verdicts == Verdict.SAME)
+        same = same[self._agrees(batch, same, np.zeros(len(same), np.uint64))]
         states = np.full(len(verdicts), Answer.OPEN, np.uint8)
-        states[(verdicts == Verdict.SAME) | (verdicts == Verdict.THEIRS_EMPTY)] = Answer.SETTLED
+        states[same] = Answer.SETTLED
+        states[verdicts == Verdict.THEIRS_EMPTY] = Answer.SETTLED
         states[verdicts == Verdict.MINE_EMPTY] = Answer.NONE
         states[singles[found >= 0]] = Answer.SETTLED
         states[asks] = Answer.ASK
         return Reading(states, suffixes[asks], np.concatenate([self.rows(theirs_empty)[0], found[found >= 0]]))
 
-    def _is_certain(self, batch: Batch, at: I64, suffixes: U64) -> Flags:
-        """Whether the checks agree that the peer has one block more in these cells. True if there are no checks."""
+    def _agrees(self, batch: Batch, at: I64, expected: U64) -> Flags:
+        """Whether the peer's checks of these cells are ours and `expected` more. True if there are no checks."""
         if batch.checks is None:
             return np.ones(len(at), np.bool_)
-        mine = self.checks(Places(batch.places.level, batch.places.prefixes[at]))
+        mine = self.checks(Places(batch.places.level, batch.places.prefixes[at]), width=batch.width)
         surplus: U64 = (batch.checks[at] - mine) & CHECK_MASK
-        return np.equal(surplus, mix(suffixes))
+        return np.equal(surplus, expected)
 
     def match(self, listed: Listed) -> Match:
         """Which of the short ids that the peer listed we lack, and which of our rows there it did not list."""

@@ -25,6 +25,7 @@ from protocol.limits import (
 from protocol.merkle.cells import (
     I64,
     RECORD_BYTES,
+    RECORD_BYTES_MIN,
     U8,
     U64,
     Flags,
@@ -86,10 +87,18 @@ class Places(NamedTuple):
 ROOT_PLACE: Final = Places(0, np.zeros(1, np.uint64))
 
 
+class Sent(NamedTuple):
+    """Cells that we sent, or asked about, and how wide their records are."""
+
+    places: Places
+    width: int
+
+
 class Batch(NamedTuple):
     """Cells that the peer sent."""
 
     places: Places
+    width: int
     theirs: Sums
     checks: U64 | None
 
@@ -143,18 +152,21 @@ class Inbox:
                 self._count_answers(message.listed_count, message.marks, questions_count)
                 self.lacks.append(message)
             case SummaryCells():
-                self._cells_count += _records(message.cells)
+                if not RECORD_BYTES_MIN <= message.width <= RECORD_BYTES:
+                    raise Malformed(f"records of {message.width} bytes")
+                self._cells_count += _records(message.cells, message.width)
                 if self._cells_count > SUMMARY_TURN_CELLS_MAX:
                     raise TooLarge(f"over {SUMMARY_TURN_CELLS_MAX} cells in one turn")
                 self.cells.append(message)
                 return not message.more
             case SummaryList():
-                self._listed_count += _records(message.records)
+                self._listed_count += _records(message.records, RECORD_BYTES)
                 if self._listed_count > SUMMARY_TURN_LIST_MAX:
                     raise TooLarge(f"over {SUMMARY_TURN_LIST_MAX} short ids in one turn")
                 self.lists.append(message)
                 return not message.more
-            case SummaryClose():
+            case _:
+                assert isinstance(message, SummaryClose), message
                 self.close = message
                 return True
         return False
@@ -168,26 +180,31 @@ class Inbox:
             raise Malformed(f"a code of {len(code)} bytes for {count} answers")
 
 
-def _records(packed: bytes) -> int:
-    if not packed:
-        raise Malformed("a message without a record")
-    return len(packed) // RECORD_BYTES
+def _records(packed: bytes, width: int) -> int:
+    if not packed or len(packed) % width:
+        raise Malformed(f"{len(packed)} bytes are no records of {width}")
+    return len(packed) // width
 
 
 # -- from messages ------------------------------------------------------------------------
 
 
-def read_answers(parts: Sequence[SummaryAnswers], count: int) -> tuple[U8, U64]:
-    """A state for each of `count` cells, and the suffixes asked for. Raises `Malformed`."""
-    if sum(part.cells_count for part in parts) != count:
-        raise Malformed(f"not every one of {count} cells is answered once")
-    states, asks = [np.zeros(0, np.uint8)], [np.zeros(0, np.uint64)]
-    for part in parts:
-        states.append(decode_states(part.states, part.cells_count))
-        asks.append(unpack_records(part.asks)[0])
-        if len(asks[-1]) != np.count_nonzero(states[-1] == Answer.ASK):
-            raise Malformed("not one suffix for each cell that is asked for")
-    return np.concatenate(states), np.concatenate(asks)
+def read_answers(parts: Sequence[SummaryAnswers], sent: Sequence[Sent]) -> Iterator[tuple[Places, U8, U64]]:
+    """For each run of cells that we sent: a state for each cell, and the suffixes asked for. Raises `Malformed`."""
+    rest = iter(parts)
+    for places, width in sent:
+        states, asks, missing = [np.zeros(0, np.uint8)], [np.zeros(0, np.uint64)], len(places.prefixes)
+        while missing > 0 and (part := next(rest, None)) is not None:
+            missing -= part.cells_count
+            states.append(decode_states(part.states, part.cells_count))
+            if len(part.asks) != width * np.count_nonzero(states[-1] == Answer.ASK):
+                raise Malformed("not one suffix for each cell that is asked for")
+            asks.append(unpack_records(part.asks, width=width)[0])
+        if missing:
+            raise Malformed(f"not every one of {len(places.prefixes)} cells is answered once")
+        yield places, np.concatenate(states), np.concatenate(asks)
+    if next(rest, None) is not None:
+        raise Malformed("answers about cells that were never sent")
 
 
 def read_marks(parts: Sequence[tuple[int, bytes]], count: int) -> Flags:
@@ -206,12 +223,15 @@ def read_cells(parts: Sequence[SummaryCells], groups: Sequence[Places]) -> dict[
         places = groups[group]
         packed = b"".join(part.cells for part in run)
         checks = b"".join(part.checks for part in run)
-        if level <= places.level or len(packed) != (len(places.prefixes) << (level - places.level)) * RECORD_BYTES:
+        width = run[0].width
+        if any(part.width != width for part in run):
+            raise Malformed("cells of one run are not of one width")
+        if level <= places.level or len(packed) != (len(places.prefixes) << (level - places.level)) * width:
             raise Malformed(f"cells at level {level} do not cover the open cells at level {places.level}")
-        if checks and len(checks) // 2 != len(packed) // RECORD_BYTES:
+        if checks and len(checks) // 2 != len(packed) // width:
             raise Malformed("not one check for each cell")
-        sums = Sums(*unpack_records(packed))
-        batches[group] = Batch(places.under(level), sums, unpack_checks(checks) if checks else None)
+        sums = Sums(*unpack_records(packed, width=width))
+        batches[group] = Batch(places.under(level), width, sums, unpack_checks(checks) if checks else None)
     return batches
 
 
@@ -250,13 +270,13 @@ def _by_group(parts: Sequence[_Part], groups: Sequence[Places]) -> Iterator[tupl
 # -- to messages --------------------------------------------------------------------------
 
 
-def say_answers(states: U8, asks: U64) -> list[Message]:
+def say_answers(states: U8, asks: U64, *, width: int) -> list[Message]:
     parts: list[Message] = []
     asked = 0
     for at in range(0, len(states), SUMMARY_CELLS_GOAL):
         some = states[at : at + SUMMARY_CELLS_GOAL]
         count = int(np.count_nonzero(some == Answer.ASK))
-        packed = pack_records(asks[asked : asked + count], np.zeros(count, np.uint64))
+        packed = pack_records(asks[asked : asked + count], np.zeros(count, np.uint64), width=width)
         parts.append(SummaryAnswers(cells_count=len(some), states=encode_states(some), asks=packed))
         asked += count
     return parts
@@ -277,14 +297,14 @@ def _say_marks(flags: Flags, make: Callable[[int, bytes], Message]) -> list[Mess
     return [make(len(run), encode_flags(run)) for run in runs]
 
 
-def say_cells(group: int, level: int, sums: Sums, checks: U64 | None) -> list[SummaryCells]:
+def say_cells(group: int, level: int, sums: Sums, checks: U64 | None, *, width: int) -> list[SummaryCells]:
     """All but the very last message of a turn have `more` set; the caller clears that one."""
     parts = []
     for at in range(0, len(sums.sums), SUMMARY_CELLS_GOAL):
         some = slice(at, at + SUMMARY_CELLS_GOAL)
         packed = b"" if checks is None else pack_checks(checks[some])
-        cells = pack_records(sums.sums[some], sums.counts[some])
-        parts.append(SummaryCells(group=group, level=level, cells=cells, checks=packed, more=True))
+        cells = pack_records(sums.sums[some], sums.counts[some], width=width)
+        parts.append(SummaryCells(group=group, level=level, width=width, cells=cells, checks=packed, more=True))
     return parts
 
 

@@ -4,10 +4,9 @@ A block's *position* is the head of its id; what is *summed* there is its token,
 that the makers of blocks cannot foresee. A token has two lanes of 64 bits. Lane A is what
 sessions compare; lane B confirms the root, and is the second attempt if lane A ever misleads.
 
-On the wire a cell is cut to 36 bits of sum and 4 bits of count. Cutting commutes with adding,
-so a cut cell minus a cut cell is the cut difference.
-
-Invariant: cells equal those rebuilt from the same set, whatever came and went in between.
+On the wire a cell is cut to a *record*: 20, 28 or 36 bits of sum and 4 bits of count. Cutting
+commutes with adding, so a cut cell minus a cut cell is the cut difference. How wide a record has
+to be depends on how many blocks its answer is looked up among: `diff.plan_width`.
 """
 
 from dataclasses import dataclass
@@ -23,14 +22,23 @@ I64 = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 LANES: Final = 2
-SUM_BITS: Final = 36
-SUM_MASK: Final = np.uint64(2**SUM_BITS - 1)
 COUNT_BITS: Final = 4
 COUNT_MASK: Final = np.uint64(2**COUNT_BITS - 1)
+RECORD_BYTES_MIN: Final = 3
 RECORD_BYTES: Final = 5
-assert RECORD_BYTES * 8 == SUM_BITS + COUNT_BITS
+"""The widest record, and the one that lists and opening cells have."""
+SUM_BITS: Final = 8 * RECORD_BYTES - COUNT_BITS
 CHECK_MASK: Final = np.uint64(0xFFFF)
 _WRAP: Final = 2**64
+
+
+def sum_bits(width: int) -> int:
+    """Bits of a sum that a record of `width` bytes holds."""
+    return 8 * width - COUNT_BITS
+
+
+def sum_mask(width: int) -> np.uint64:
+    return np.uint64(2 ** sum_bits(width) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +70,11 @@ class Cells:
     counts: U32
 
     @classmethod
-    def empty(cls, level: int) -> "Cells":
-        size = 1 << level
-        return cls(level, np.zeros(size, np.uint64), np.zeros(size, np.uint64), np.zeros(size, np.uint32))
-
-    @classmethod
     def from_sorted(cls, level: int, heads: U64, lane_a: U64, lane_b: U64) -> "Cells":
-        """The cells of blocks in the order of their ids: running sums, several times faster than `add`."""
+        """The cells of blocks in the order of their ids: running sums."""
         edges = cell_edges(heads, level)
         counts = np.diff(edges).astype(np.uint32)
         return cls(level, sum_runs(lane_a, edges), sum_runs(lane_b, edges), counts)
-
-    def add(self, heads: U64, lane_a: U64, lane_b: U64) -> None:
-        """Blocks arrived: `heads` are the first 64 bits of their ids."""
-        at = cell_of(heads, self.level)
-        np.add.at(self.sum_a, at, lane_a)
-        np.add.at(self.sum_b, at, lane_b)
-        np.add.at(self.counts, at, np.uint32(1))
-
-    def remove(self, heads: U64, lane_a: U64, lane_b: U64) -> None:
-        """Blocks went. Only what was added may be removed: the caller keeps the set."""
-        at = cell_of(heads, self.level)
-        np.subtract.at(self.sum_a, at, lane_a)
-        np.subtract.at(self.sum_b, at, lane_b)
-        np.subtract.at(self.counts, at, np.uint32(1))
 
     def lane(self, lane: int) -> U64:
         return self.sum_b if lane else self.sum_a
@@ -94,10 +83,6 @@ class Cells:
         sum_a, sum_b = self.sum_a.sum(dtype=np.uint64), self.sum_b.sum(dtype=np.uint64)
         return Root(int(self.counts.sum(dtype=np.uint64)), int(sum_a), int(sum_b))
 
-    def copy(self) -> "Cells":
-        """A frozen copy, for a session that runs while blocks come and go."""
-        return Cells(self.level, self.sum_a.copy(), self.sum_b.copy(), self.counts.copy())
-
     def is_same(self, other: "Cells") -> bool:
         return (
             self.level == other.level
@@ -105,12 +90,6 @@ class Cells:
             and np.array_equal(self.sum_b, other.sum_b)
             and np.array_equal(self.counts, other.counts)
         )
-
-
-def cell_of(heads: U64, level: int) -> I64:
-    """The number of the cell that each head falls in."""
-    assert level > 0, "numpy leaves a shift by 64 undefined"
-    return (heads >> np.uint64(64 - level)).astype(np.int64)
 
 
 def cell_edges(heads: U64, level: int) -> I64:
@@ -146,16 +125,16 @@ def mix(suffixes: U64) -> U64:
     return mixed >> np.uint64(48)
 
 
-def pack_records(values: U64, tags: U64) -> bytes:
-    """Five bytes each: 36 bits of value, 4 bits of count or tag. Higher bits are cut off."""
-    words = ((values & SUM_MASK) << np.uint64(COUNT_BITS)) | (tags & COUNT_MASK)
-    return words.astype(">u8").view(np.uint8).reshape(-1, 8)[:, 8 - RECORD_BYTES :].tobytes()
+def pack_records(values: U64, tags: U64, *, width: int = RECORD_BYTES) -> bytes:
+    """`width` bytes each: 4 bits of count or tag at the low end, the rest is value. Higher bits are cut off."""
+    words = ((values & sum_mask(width)) << np.uint64(COUNT_BITS)) | (tags & COUNT_MASK)
+    return words.astype(">u8").view(np.uint8).reshape(-1, 8)[:, 8 - width :].tobytes()
 
 
-def unpack_records(packed: bytes) -> tuple[U64, U64]:
-    """Values and tags. The caller has checked that the length is a multiple of five."""
-    wide = np.zeros((len(packed) // RECORD_BYTES, 8), np.uint8)
-    wide[:, 8 - RECORD_BYTES :] = np.frombuffer(packed, np.uint8).reshape(-1, RECORD_BYTES)
+def unpack_records(packed: bytes, *, width: int = RECORD_BYTES) -> tuple[U64, U64]:
+    """Values and tags. The caller has checked that the length is a multiple of `width`."""
+    wide = np.zeros((len(packed) // width, 8), np.uint8)
+    wide[:, 8 - width :] = np.frombuffer(packed, np.uint8).reshape(-1, width)
     words = wide.view(">u8").reshape(-1).astype(np.uint64)
     return words >> np.uint64(COUNT_BITS), words & COUNT_MASK
 

@@ -8,19 +8,30 @@ of least expected bytes; the number of turns is bounded by the machine, not by t
 
 from collections.abc import Sequence
 from enum import IntEnum
-from math import log, log2
+from math import exp2, expm1, log, log2
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from protocol.limits import SUMMARY_LEVEL_MAX, SUMMARY_SAMPLES_MAX, SUMMARY_TURN_CELLS_MAX
-from protocol.merkle.cells import COUNT_MASK, RECORD_BYTES, SUM_MASK, U8, U64, Flags, Sums
+from protocol.merkle.cells import (
+    COUNT_MASK,
+    RECORD_BYTES,
+    RECORD_BYTES_MIN,
+    U8,
+    U64,
+    Flags,
+    Sums,
+    sum_bits,
+    sum_mask,
+)
 
 TOP_LEVEL: Final = 7
 """The level that opens a session: 640 bytes, and enough to finish one with a hundred differences."""
 
 SAMPLE_CELLS: Final = 64
-SAMPLE_BYTES: Final = 2
+SAMPLE_BYTES: Final = 1
+"""A sample need only say whether a cell differs; that it looks the same by chance once in 256 times biases nothing."""
 FIRST_SPLIT_BITS: Final = 3
 """Two differences that share a cell part in 7 of 8 cases, for 40 bytes."""
 
@@ -32,8 +43,19 @@ LIST_CELL_BLOCKS: Final = 16
 """Lists are cut into cells of about this many blocks. Short ids are matched within a cell, so two blocks are
 taken for one with a chance of 2^-28 a cell, however many blocks there are and wherever they crowd."""
 
-_SATURATED: Final = 0.8
-_CHECKED_BYTES: Final = RECORD_BYTES + 2
+_CHECK_BYTES: Final = 2
+_WIDTH_CROWD_BITS: Final = 10
+"""Of the blocks that stand alone in their cell, one in so many (as a power of two) may be taken for another."""
+_WIDTH_CHECKED_BITS: Final = 16
+"""The same where no turn is left to look closer, only to list."""
+_WIDTH_FIRST_BITS: Final = 4
+_WIDTH_SPLIT_BITS: Final = -4
+_WIDTH_PAIR_BITS: Final = 3
+"""A session is misled, and runs once more, in two ways. A cell with two of mine and one of yours reads as one of mine
+if a block of mine there has that suffix by chance: that depends on the size of the set, and at the load we aim at
+one cell in a hundred of the first level is of that kind, and one in thirty thousand after a split. And a cell with one
+of mine and one of yours reads as equal if both have one suffix: after a split that is one cell in 128. With these
+widths one session in some hundred is misled at the worst sizes, for a fifth of the bytes."""
 
 
 class Verdict(IntEnum):
@@ -55,9 +77,10 @@ class Comparison(NamedTuple):
     """For the singles: the suffix of the block."""
 
 
-def compare(mine: Sums, theirs: Sums) -> Comparison:
+def compare(mine: Sums, theirs: Sums, *, width: int) -> Comparison:
     """Subtract their cells (as cut for the wire) from mine (whole)."""
-    delta = (mine.sums - theirs.sums) & SUM_MASK
+    mask = sum_mask(width)
+    delta = (mine.sums - theirs.sums) & mask
     surplus = (mine.counts - theirs.counts) & COUNT_MASK
     same = (delta == 0) & (surplus == 0)
     rules: list[tuple[Flags, Verdict]] = [
@@ -68,7 +91,7 @@ def compare(mine: Sums, theirs: Sums) -> Comparison:
         (surplus == COUNT_MASK, Verdict.THEIRS_SINGLE),
     ]
     verdicts = np.select([rule for rule, _ in rules], [verdict for _, verdict in rules], Verdict.UNRESOLVED)
-    suffixes = np.where(surplus == 1, delta, (np.uint64(0) - delta) & SUM_MASK)
+    suffixes = np.where(surplus == 1, delta, (np.uint64(0) - delta) & mask)
     return Comparison(verdicts.astype(np.uint8), suffixes)
 
 
@@ -88,19 +111,31 @@ def sample_prefixes(nonce: bytes, level: int) -> U64:
     return np.arange(group, group + SAMPLE_CELLS, dtype=np.uint64)
 
 
-def estimate(differing: Sequence[tuple[int, float]]) -> float:
-    """How many blocks differ, from (level, share of cells that differ), shallowest first.
+class Sample(NamedTuple):
+    """Of `seen` cells of a level, `differing` differ."""
 
-    Balls in bins: d blocks leave a share of exp(-d / 2^level) cells untouched. The first level
-    that is not crowded is the best; if all are, the answer is only a lower bound.
+    level: int
+    seen: int
+    differing: int
+
+
+def estimate(samples: Sequence[Sample]) -> float:
+    """How many blocks differ, most likely, if a cell of level k differs with a chance of 1 - e^(-d / 2^k).
+
+    All levels speak at once: the one where about four cells in five differ says most, and its
+    neighbours half as much. Only if every cell of every level differs is the answer a lower bound.
     """
-    guess = 1.0
-    for level, share in differing:
-        touched = min(share, 1 - 1 / (2 * SAMPLE_CELLS))
-        guess = max(-(2.0**level) * log(1 - touched), 1.0)
-        if share < _SATURATED:
-            break
-    return guess
+    if all(one.differing == one.seen for one in samples):
+        return float(1 << samples[-1].level) * log(2 * samples[-1].seen)  # As if one of them half agreed.
+    low, high = 0.0, 64.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        slope = 0.0
+        for level, seen, differing in samples:
+            rate = min(2.0 ** (middle - level), 700.0)
+            slope += 2.0**-level * (differing / expm1(rate) - (seen - differing))
+        low, high = (middle, high) if slope > 0 else (low, middle)
+    return exp2(low)
 
 
 def deepest_level(blocks: int) -> int:
@@ -128,7 +163,19 @@ def plan_first(differences: float, *, mine_count: int, theirs_count: int) -> Fir
     return FirstStep(level if level > TOP_LEVEL + 1 else 0, False)
 
 
-def plan_next(open_count: int, *, level: int, blocks: int, is_first: bool) -> int:
+def plan_width(blocks: int, cells: int, *, held: int, with_checks: bool, is_first: bool) -> int:
+    """Bytes of a record, for `cells` cells that hold `blocks` of our `held` ones; `is_first`: they split no others."""
+    crowd = log2(max(blocks / max(cells, 1), 1.0))
+    if with_checks:
+        bits = crowd + _WIDTH_CHECKED_BITS
+    else:
+        margin = _WIDTH_FIRST_BITS if is_first else _WIDTH_SPLIT_BITS
+        bits = max(crowd + _WIDTH_CROWD_BITS, log2(max(held, 1)) + margin, log2(max(cells, 1)) + _WIDTH_PAIR_BITS)
+    fitting = (width for width in range(RECORD_BYTES_MIN, RECORD_BYTES) if sum_bits(width) >= bits)
+    return next(fitting, RECORD_BYTES)
+
+
+def plan_next(open_count: int, *, level: int, blocks: int, held: int, is_first: bool) -> int:
     """The level at which to look at `open_count` cells that hold `blocks` of ours; the same level means: list them.
 
     A split by 2^j costs 2^j cells each, and of the cells that come out of it about 1.5 / 2^j times as
@@ -137,14 +184,16 @@ def plan_next(open_count: int, *, level: int, blocks: int, is_first: bool) -> in
     list_bytes = blocks * RECORD_BYTES
     if is_first:
         split = open_count << FIRST_SPLIT_BITS
-        is_cheaper = split * RECORD_BYTES < list_bytes and split <= SUMMARY_TURN_CELLS_MAX
+        width = plan_width(blocks, split, held=held, with_checks=False, is_first=False)
+        is_cheaper = split * width < list_bytes and split <= SUMMARY_TURN_CELLS_MAX
         return min(level + FIRST_SPLIT_BITS, SUMMARY_LEVEL_MAX) if is_cheaper else level
     best, least = level, float(list_bytes)
     for bits in range(1, SUMMARY_LEVEL_MAX - level + 1):
         split = open_count << bits
-        if split > SUMMARY_TURN_CELLS_MAX or split * _CHECKED_BYTES > least:
+        cell_bytes = plan_width(blocks, split, held=held, with_checks=True, is_first=False) + _CHECK_BYTES
+        if split > SUMMARY_TURN_CELLS_MAX or split * cell_bytes > least:
             break
-        cost = split * _CHECKED_BYTES + list_bytes * min(1.0, 1.5 / 2**bits) / 2**bits
+        cost = split * cell_bytes + list_bytes * min(1.0, 1.5 / 2**bits) / 2**bits
         if cost < least:
             best, least = level + bits, cost
     return best

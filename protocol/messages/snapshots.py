@@ -76,7 +76,7 @@ class SyncReport(Message):
 @message(code=0x24, since=1)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantDiff(Message):
-    """Tell me the difference from the newest of these roots that you know to this snapshot's."""
+    """Tell me the difference from the first of these roots that you know to this snapshot's."""
 
     snapshot_id: Snapshot
     have_roots: Roots

@@ -175,6 +175,7 @@ class StateFolder:
         self.jobs = root / "jobs.sqlite"
         self.store = root / "store"
         self.memo = root / "memo"
+        self.sets = root / "sets"
         self.log = root / "node.log"
 
     @property

@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 
 from protocol.errors import ErrorCode
-from protocol.ids import SiteId
+from protocol.ids import SiteId, VolumeId
 from replicator import __version__
 from replicator.api.mesh_views import MeshViews
 from replicator.api.server import ApiServer
@@ -27,8 +27,8 @@ from replicator.app.config import NodeConfig, StateFolder, ingest_config, load_c
 from replicator.app.keys import KeyKeeping, adopt_next_key, describe_keys, recall_successions, rotate
 from replicator.app.peers import CataloguedPeers
 from replicator.app.recovery import recover_snapshots
-from replicator.app.standing import Pacekeeping, load_rules, make_standing
-from replicator.app.upkeep import Collecting, Mending, Scrubbing
+from replicator.app.relations import Pacekeeping, load_rules, make_relations
+from replicator.app.upkeep import Collecting, Comparing, Mending, Scrubbing
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.model import Snapshot
 from replicator.core.files import write_durably
@@ -37,6 +37,7 @@ from replicator.core.memory import keep_freed_memory
 from replicator.core.ports import Offload, SystemClock, SystemEntropy, ThreadOffload
 from replicator.core.units import parse_span
 from replicator.core.workers import Worker, WorkerRunner
+from replicator.index.shelf import Shelf
 from replicator.jobs.history import JobHistory
 from replicator.jobs.kinds import job_kinds
 from replicator.jobs.parts import Parts
@@ -45,6 +46,7 @@ from replicator.jobs.scheduler import Scheduler
 from replicator.jobs.snapshot import prune_volume
 from replicator.monitor.status import StatusSources
 from replicator.net.identity import Identity
+from replicator.net.link import Link
 from replicator.net.mesh import Mesh
 from replicator.repair.ask import Healer
 from replicator.repair.reader import HealingReader
@@ -53,6 +55,7 @@ from replicator.store.collect import Collector
 from replicator.store.local import LocalStore
 from replicator.store.ports import Fault
 from replicator.sync.audit import Auditor
+from replicator.sync.standing import Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,12 @@ def _parts(base: _Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts
         healer=healer,
         mesh=mesh,
         auditor=Auditor(
-            store=base.store, catalog=base.catalog, reader=reader, offload=base.offload, entropy=SystemEntropy()
+            store=base.store,
+            catalog=base.catalog,
+            reader=reader,
+            offload=base.offload,
+            entropy=SystemEntropy(),
+            shelf=Shelf(base.state.sets),
         ),
         ingest=ingest_config(base.config),
         memo_folder=base.state.memo,
@@ -172,16 +180,23 @@ class _Living:
             monotonic=time.monotonic,
         )
         self._parts = parts = _parts(base, mesh=self._mesh, wake=self._wake_scheduler)
-        self._standing = standing = make_standing(
-            parts, self._mesh, heal=self._heal, on_received=self._received, on_settled=self._settled
+        self._standing = Standing(site_id=parts.site_id, catalog=catalog, store=parts.store, links=self._mesh.connected)
+        self._relations = relations = make_relations(
+            parts,
+            self._mesh,
+            standing=self._standing,
+            heal=self._heal,
+            holders=self._holders,
+            on_received=self._received,
+            on_settled=self._settled,
         )
-        book.on_proven = standing.neighbours.recognise
+        book.on_proven = relations.neighbours.recognise
         self._history = JobHistory(base.state.jobs, clock=parts.clock)
-        self._jobs = JobRunner(self._history, job_kinds(parts, standing.syncs), clock=time.monotonic)
+        self._jobs = JobRunner(self._history, job_kinds(parts, relations.syncs), clock=time.monotonic)
         healer = parts.healer
         assert healer is not None
         keys = KeyKeeping(
-            standing.neighbours,
+            relations.neighbours,
             catalog=catalog,
             links=self._mesh.connected,
             clock=parts.clock,
@@ -189,13 +204,15 @@ class _Living:
             on_time=self._take_new_key,
         )
         workers: list[Worker] = [
-            Scheduler(catalog=catalog, jobs=self._jobs, clock=parts.clock, has_remote=standing.pulls.has_pending),
+            Scheduler(catalog=catalog, jobs=self._jobs, clock=parts.clock, has_remote=relations.pulls.has_pending),
             Scrubbing(parts.scrubber, parts.store, every_s=parse_span(config.scrub_every)),
             Collecting(self._jobs, clock=parts.clock),
             Mending(healer, parts.store, self._mesh.connected),
-            Pacekeeping(standing.pace),
-            standing.pulls,
+            Pacekeeping(relations.pace),
+            relations.pulls,
             keys,
+            self._standing,
+            Comparing(self._standing, site_id=parts.site_id, catalog=catalog, jobs=self._jobs, clock=parts.clock),
         ]
         self._workers = WorkerRunner(workers)
         sources = StatusSources(
@@ -205,7 +222,7 @@ class _Living:
             workers=self._workers,
             started_ns=parts.clock.now_ns(),
             version=__version__,
-            pulls=standing.pulls,
+            pulls=relations.pulls,
         )
         view = NodeView(
             sources,
@@ -213,15 +230,15 @@ class _Living:
             mesh_views=MeshViews(
                 parts,
                 self._mesh,
-                neighbours=standing.neighbours,
+                neighbours=relations.neighbours,
                 load_rules=lambda: load_rules(parts, self._mesh),
                 keys=lambda: describe_keys(
-                    standing.neighbours, catalog, site_id=parts.site_id, name=config.name, now_ns=parts.clock.now_ns()
+                    relations.neighbours, catalog, site_id=parts.site_id, name=config.name, now_ns=parts.clock.now_ns()
                 ),
                 rotate=self._rotate,
             ),
             sync_views=SyncViews(
-                parts, self._mesh, self._jobs, standing.syncs, standing.pulls, wake=self._wake_scheduler
+                parts, self._mesh, self._jobs, relations.syncs, relations.pulls, wake=self._wake_scheduler
             ),
         )
         self._api = ApiServer(view, socket_path=base.state.socket, http=config.http)
@@ -229,7 +246,11 @@ class _Living:
     def _rotate(self, overlap_s: float) -> None:
         parts = self._parts
         rotate(
-            self._base.state, self._standing.neighbours, parts.catalog, overlap_s=overlap_s, now_ns=parts.clock.now_ns()
+            self._base.state,
+            self._relations.neighbours,
+            parts.catalog,
+            overlap_s=overlap_s,
+            now_ns=parts.clock.now_ns(),
         )
         self._workers.wake("keys")
 
@@ -244,6 +265,10 @@ class _Living:
     async def _heal(self, faults: Sequence[Fault]) -> None:
         assert self._parts.healer is not None
         await self._parts.healer.heal(faults)
+
+    def _holders(self, volume: VolumeId) -> list[Link]:
+        links = [self._mesh.link_to(site) for site in self._standing.holders_of(volume)]
+        return [link for link in links if link is not None]
 
     def _received(self, snapshot: Snapshot, peer: SiteId) -> None:
         """A snapshot has become ours: let onward syncs start."""

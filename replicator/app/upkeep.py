@@ -1,11 +1,12 @@
-"""What a node does when nobody asks: scrub a little all the time, collect once in a while."""
+"""What a node does when nobody asks: scrub a little all the time, collect once in a while, compare once a week."""
 
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
 
-from protocol.ids import SiteId
+from protocol.ids import SiteId, VolumeId
+from replicator.catalog.catalog import Catalog
 from replicator.core.ports import WallClock
 from replicator.core.workers import Busy, Idle, Outcome, Throttled
 from replicator.jobs.runner import JobRunner
@@ -13,6 +14,7 @@ from replicator.net.link import Link
 from replicator.repair.ask import Healer
 from replicator.repair.scrub import Scrubber
 from replicator.store.ports import BlockStore
+from replicator.sync.standing import Standing
 
 _FIRST_S: Final = 120.0
 """A node that has just started has better things to do than to scrub."""
@@ -20,6 +22,8 @@ _COLLECT_EVERY_S: Final = 6 * 3600.0
 _MEND_EVERY_S: Final = 10.0
 _MEND_MOST_S: Final = 6 * 3600.0
 _MEND_BATCH: Final = 256
+_COMPARE_LOOK_S: Final = 600.0
+_COMPARE_EVERY_S: Final = 7 * 86_400.0
 
 
 class Scrubbing:
@@ -91,3 +95,49 @@ class Collecting:
         if not self._jobs.is_active("gc", "gc"):
             self._jobs.submit("gc", {"grace_s": None}, job_id=f"gc-{self._clock.now_ns()}")
         return Idle(self._every_s)
+
+
+class Comparing:
+    """The worker that has the newest snapshot of each volume compared with other sites, once a week, under a fresh key.
+
+    Sites whose standing roots are equal are one class: one of them speaks for all. Of two sites the
+    one with the lower id asks, as it does for the roots.
+    """
+
+    name = "compare"
+
+    def __init__(
+        self, standing: Standing, *, site_id: SiteId, catalog: Catalog, jobs: JobRunner, clock: WallClock
+    ) -> None:
+        self._standing = standing
+        self._site_id = site_id
+        self._catalog = catalog
+        self._jobs = jobs
+        self._clock = clock
+
+    async def step(self) -> Outcome:
+        """At most one comparison: they read the whole ledger."""
+        receipts = self._catalog.receipts()
+        for volume in self._catalog.volumes():
+            for peer in self._representatives(volume.volume_id):
+                held = [one for one in self._catalog.snapshots(volume.volume_id) if (one.snapshot_id, peer) in receipts]
+                fact = f"compared:{volume.volume_id.hex()}:{peer.hex()}"
+                if held and self._is_due(self._catalog.fact(fact)):
+                    now = self._clock.now_ns()
+                    self._catalog.set_fact(fact, str(now))
+                    named = {"snapshot": held[-1].snapshot_id.hex(), "peer": peer.hex(), "fresh": True}
+                    self._jobs.submit("audit", named, job_id=f"compare-{volume.volume_id.hex()[:8]}-{now}")
+                    return Idle(_COMPARE_LOOK_S)
+        return Idle(_COMPARE_LOOK_S)
+
+    def _representatives(self, volume: VolumeId) -> list[SiteId]:
+        """One site of each class that is ours to ask."""
+        found: list[SiteId] = []
+        for one in self._standing.classes_of(volume):
+            found += sorted(site for site in one if self._site_id < site)[:1]
+        return found
+
+    def _is_due(self, last: str | None) -> bool:
+        """Also if the clock was set back since."""
+        now = self._clock.now_ns()
+        return last is None or not now - int(_COMPARE_EVERY_S * 1e9) < int(last) <= now

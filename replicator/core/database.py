@@ -100,6 +100,11 @@ class Database:
                 return StoreReadOnly(what, hint="Check the disk, then restart the node.")
         return StoreError(what)
 
+    @property
+    def changes_count(self) -> int:
+        """Rows changed since the file was opened: who has derived something knows from it whether to do so again."""
+        return self._writer.total_changes
+
     def read(self) -> sqlite3.Connection:
         """This thread's connection for reading."""
         reader: _Reader | None = getattr(self._local, "reader", None)

@@ -9,18 +9,25 @@ differs, and the leaf cells a few times. So build once for a snapshot, whose set
 change, and keep it for as long as sessions use its nonce: 16 bytes a block besides the ids.
 """
 
+from math import ceil, log2
 from typing import Final
 
 import numpy as np
 
 from protocol.ids import BLOCK_ID_BYTES
-from protocol.merkle.cells import I64, SUM_MASK, U64, Cells, Root, Sums, expand_spans, sum_runs
+from protocol.merkle.cells import I64, RECORD_BYTES, U64, Cells, Root, Sums, expand_spans, sum_mask, sum_runs
+from protocol.merkle.diff import TOP_LEVEL
 from protocol.merkle.fold import fold_some
-from replicator.index.cells import leaf_level
 from replicator.index.tokens import Packed, TokenKey, heads
 
+LEAF_BLOCKS_BITS: Final = 4
+"""A leaf for every 8 to 16 blocks: 1.3 to 2.5 bytes a block. Deeper cells are summed from the ids when asked for."""
 _WIDE_ROWS: Final = 512
 """Cells with more rows are searched one by one, where they lie; smaller ones all at once, in a copy."""
+
+
+def leaf_level(blocks: int) -> int:
+    return max(ceil(log2(max(blocks, 1))) - LEAF_BLOCKS_BITS, TOP_LEVEL)
 
 
 class FrozenSet:
@@ -65,27 +72,27 @@ class FrozenSet:
         starts = np.searchsorted(self._heads, firsts)
         return starts.astype(np.int64), np.searchsorted(self._heads, lasts, side="right").astype(np.int64)
 
-    def find(self, level: int, prefixes: U64, suffixes: U64, *, lane: int) -> I64:
-        tokens = self._lane(lane)
+    def find(self, level: int, prefixes: U64, suffixes: U64, *, width: int, lane: int) -> I64:
+        tokens, mask = self._lane(lane), sum_mask(width)
         starts, stops = self.spans(level, prefixes)
         is_wide = stops - starts > _WIDE_ROWS
         found = np.full(len(prefixes), -1, np.int64)
         for nth in np.flatnonzero(is_wide):
             start = starts[nth]
-            hits = np.flatnonzero((tokens[start : stops[nth]] & SUM_MASK) == suffixes[nth])
+            hits = np.flatnonzero((tokens[start : stops[nth]] & mask) == suffixes[nth])
             if len(hits) == 1:
                 found[nth] = start + hits[0]
         narrow = np.flatnonzero(~is_wide)
         rows, edges = expand_spans(starts[narrow], stops[narrow])
         cells = np.repeat(narrow, np.diff(edges))
-        is_hit = (tokens[rows] & SUM_MASK) == suffixes[cells]
+        is_hit = (tokens[rows] & mask) == suffixes[cells]
         hit_cells, hit_rows = cells[is_hit], rows[is_hit]
         found[hit_cells] = hit_rows
         found[np.bincount(hit_cells, minlength=len(found)) > 1] = -1
         return found
 
     def suffixes(self, rows: I64, *, lane: int) -> U64:
-        return self._lane(lane)[rows] & SUM_MASK
+        return self._lane(lane)[rows] & sum_mask(RECORD_BYTES)
 
     def total(self, rows: I64) -> Root:
         lane_a, lane_b = self._key.tokens(self.ids(rows))

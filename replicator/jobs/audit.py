@@ -3,6 +3,7 @@
 from typing import Any
 
 from replicator.core.errors import UsageError
+from replicator.core.logging import get_logger
 from replicator.jobs.parts import Parts
 from replicator.jobs.runner import JobContext
 
@@ -10,7 +11,10 @@ _LINK_WAIT_S = 20.0
 
 
 class AuditJobs:
-    """Jobs of the kind `audit`: `{"snapshot": id, "peer": name}` compares both sites' blocks by Merkle summaries."""
+    """Jobs of the kind `audit`: `{"snapshot": id, "peer": name}` compares both sites' blocks by Merkle summaries.
+
+    `"fresh": true` makes both sites ask their ledgers anew, under a new key, as the weekly audit does.
+    """
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -23,7 +27,16 @@ class AuditJobs:
         peer = parts.catalog.peers.find(context.args["peer"])
         context.progress.begin(f"comparing {record.volume_name} with {peer.name}", unit="blocks")
         link = await parts.mesh.wait_link(peer.site_id, seconds=_LINK_WAIT_S)
-        done = await parts.auditor.compare(link, record)
+        done = await parts.auditor.compare(link, record, fresh=bool(context.args.get("fresh")))
+        if done.peer_lacks or done.we_lack:
+            get_logger().warning(
+                "audit.differs",
+                peer=peer.name,
+                volume=record.volume_name,
+                snapshot=record.snapshot_id.hex()[:12],
+                peer_lacks=len(done.peer_lacks),
+                we_lack=done.we_lack,
+            )
         return {
             "snapshot": record.snapshot_id.hex(),
             "volume": record.volume_name,

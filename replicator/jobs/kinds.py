@@ -7,12 +7,13 @@ from replicator.jobs.replicate import SyncJobs
 from replicator.jobs.restoration import RestoreJobs
 from replicator.jobs.runner import JobKind
 from replicator.jobs.scheduler import exclusive_by_volume
+from replicator.jobs.seeding import SeedJobs
 from replicator.jobs.snapshot import SnapshotJobs
 
 
 def job_kinds(parts: Parts, syncs: SyncJobs | None = None) -> dict[str, JobKind]:
     """What this node can be asked to do. Jobs with equal exclusion keys take turns."""
-    care = CareJobs(parts)
+    care, seeds = CareJobs(parts), SeedJobs(parts)
     return {
         "snapshot": JobKind(SnapshotJobs(parts).run, lambda args: exclusive_by_volume(args.get("volumes", []))),
         "sync": JobKind((syncs or SyncJobs(parts)).run, lambda args: str(args.get("sync", ""))),
@@ -21,5 +22,7 @@ def job_kinds(parts: Parts, syncs: SyncJobs | None = None) -> dict[str, JobKind]
         "verify": JobKind(care.verify, lambda args: ""),
         "gc": JobKind(care.collect, lambda args: "gc"),
         "audit": JobKind(AuditJobs(parts).run, lambda args: ""),
+        "seed-export": JobKind(seeds.export, lambda args: str(args.get("path", ""))),
+        "seed-import": JobKind(seeds.take_in, lambda args: str(args.get("path", ""))),
         "restore": JobKind(RestoreJobs(parts).run, lambda args: str(args.get("target", ""))),
     }

@@ -99,6 +99,12 @@ class Stream:
         await self._link.settle(self, size, is_bulk=isinstance(item, bytes))
         return item
 
+    def arrived_blocks(self) -> list[bytes]:
+        """Take the runs of blocks that have come and nobody has received yet: the last thing to do with a stream."""
+        runs = [item for item, _ in self._items if isinstance(item, bytes)]
+        self._items.clear()
+        return runs
+
     async def send(self, message: Message, *, end: bool = False) -> None:
         """Raises what `receive` raises."""
         # The size is not known before it is encoded; a message is at most a control frame.
@@ -366,11 +372,15 @@ class Link:
                 bucket.take(size)
             await self._wait_for_tokens(self._pace.incoming)
         stream._owed += size
-        is_paced = any(bucket.rate_bytes for bucket in self._pace.incoming)
-        if stream._owed >= _GRANT_AT or (is_paced and stream._owed):
+        if stream._owed >= _GRANT_AT or (self.is_paced and stream._owed):
             self.connection.grant(stream.number, stream._owed)
             stream._owed = 0
             self.wake()
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether a rule holds back what comes in."""
+        return any(bucket.rate_bytes for bucket in self._pace.incoming)
 
     async def _wait_for_tokens(self, buckets: Sequence[TokenBucket]) -> None:
         while (delay := longest_delay_s(buckets)) > 0:

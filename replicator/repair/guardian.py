@@ -34,10 +34,12 @@ class Guardian:
         ids = split_ids(request.ids)
         # Our own broken copies are our own scrub's business: asking others now could go in circles.
         lost: set[BlockId] = set()
+        served = 0
         for at in range(0, len(ids), _READ_BATCH):
             answer: SealedRuns = await self._offload.run(self._store.read_sealed, ids[at : at + _READ_BATCH])
             for run in answer.runs:
                 await stream.send_blocks([run])
+            served += answer.blocks_count
             lost.update(fault.block_id for fault in answer.faults)
         await stream.send(BlocksSent(missing=b"".join(lost)), end=True)
         took, now = trio.current_time() - began, self._clock.now_ns()
@@ -45,6 +47,4 @@ class Guardian:
         self._catalog.add_repairs(
             [RepairLine(now, b, 0, request.cause, "served", name, "served", took) for b in ids if b not in lost]
         )
-        get_logger().info(
-            "repair.served", peer=name, blocks=answer.blocks_count, lacking=len(lost), took_s=round(took, 3)
-        )
+        get_logger().info("repair.served", peer=name, blocks=served, lacking=len(lost), took_s=round(took, 3))

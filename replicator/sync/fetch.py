@@ -1,8 +1,12 @@
 """Fetching missing blocks: several requests under way, each answer proven and stored in batches.
 
+Blocks may come from several sites at once (`sources.py`): whoever offers a snapshot has all of
+it, others that hold that volume have most of it, and no block is believed unproven anyway.
+
 A request names a few hundred blocks; the sender answers in its own disk order. While one
 batch is hashed and written by a worker thread, the next ones are on the wire, so the link,
-two cores and the disk are busy at once. At most `REQUESTS` times one stream's credit is in memory.
+two cores and the disk are busy at once. At most `REQUESTS` times one stream's credit is in memory, or
+so much from each source.
 
 Nothing is asked for twice: what is under way is remembered until it is in the store, and
 what is in the store is not wanted.
@@ -25,10 +29,15 @@ from replicator.core.nursery import open_work_nursery
 from replicator.core.ports import Offload
 from replicator.net.link import Link
 from replicator.store.ports import BlockStore, Lease, SealedBlock
+from replicator.sync.sources import STEAL_AGE_S, STRIKES_MAX, Batch, Request, Source, Sources
 
 REQUESTS: Final = 6
+REQUESTS_SHARED: Final = 4
+"""At each source, if there are several: together they fill the line."""
 _REQUEST_IDS: Final = 128
 """8 MiB of image blocks: as much as a stream's credit lets through without waiting."""
+_REQUEST_IDS_SHARED: Final = 32
+"""Smaller pieces share out better, and less has to be taken away from a source that is slow."""
 _STORE_BYTES: Final = 4 * 1024 * 1024
 _COMMIT_BYTES: Final = 128 * 1024 * 1024
 
@@ -47,13 +56,23 @@ class Fetched:
 class Fetcher:
     """Fetches blocks for one receive. Run it in a nursery with `run`; feed it with `want`; end with `finish`."""
 
-    def __init__(self, link: Link, *, store: BlockStore, lease: Lease, offload: Offload, lane: Lane) -> None:
+    def __init__(
+        self,
+        link: Link,
+        *,
+        others: Sequence[Link],
+        store: BlockStore,
+        lease: Lease,
+        offload: Offload,
+        lane: Lane,
+    ) -> None:
         self._link = link
         self._store = store
         self._lease = lease
         self._offload = offload
         self._lane = lane
-        self._send, self._receive = trio.open_memory_channel[list[BlockId]](REQUESTS)
+        self.sources = Sources(link, others)
+        self._is_shared = bool(others)
         self._queued: list[BlockId] = []
         self._under_way: set[BlockId] = set()
         self._idle = trio.Event()
@@ -70,14 +89,21 @@ class Fetcher:
         self._under_way.update(missing)
         self.counts.wanted += len(missing)
         self._queued += missing
-        while len(self._queued) >= _REQUEST_IDS:
-            batch, self._queued = self._queued[:_REQUEST_IDS], self._queued[_REQUEST_IDS:]
+        most = _REQUEST_IDS_SHARED if self._is_shared else _REQUEST_IDS
+        while len(self._queued) >= most:
+            batch, self._queued = self._queued[:most], self._queued[most:]
             await self._hand_out(batch)
         return len(ids) - len(missing)
 
     async def _hand_out(self, batch: list[BlockId]) -> None:
-        self._open_batches += 1
-        await self._send.send(batch)
+        while self.sources.queued_count >= REQUESTS:
+            await self.sources.wait_changed()
+        self._put(Batch(batch))
+
+    def _put(self, batch: Batch) -> None:
+        if batch.ids:
+            self._open_batches += 1
+            self.sources.put(batch)
 
     async def drain(self) -> None:
         """Wait until everything wanted so far is in the store (not yet durable).
@@ -87,9 +113,11 @@ class Fetcher:
         if self._queued:
             batch, self._queued = self._queued, []
             await self._hand_out(batch)
+        self.sources.is_whole = True
         while self._open_batches:
             self._idle = trio.Event()
             await self._idle.wait()
+        self.sources.is_whole = False
         if self.missing_there:
             raise BlockMissing(
                 self.missing_there[0],
@@ -97,42 +125,98 @@ class Fetcher:
             )
 
     async def run(self) -> None:
-        """Keep `REQUESTS` requests under way until cancelled."""
+        """Keep requests under way at every source until cancelled."""
         async with open_work_nursery() as nursery:
-            for _ in range(REQUESTS):
-                nursery.start_soon(self._work, self._receive.clone())
+            for source in self.sources.all:
+                for _ in range(REQUESTS_SHARED if self._is_shared else REQUESTS):
+                    nursery.start_soon(self._work, source)
+            nursery.start_soon(self._watch)
 
-    async def _work(self, batches: trio.MemoryReceiveChannel[list[BlockId]]) -> None:
-        async with batches:
-            async for batch in batches:
-                await self._fetch(batch)
-                self._open_batches -= 1
-                self._idle.set()
+    async def _watch(self) -> None:
+        """Take requests away from sources that have fallen silent."""
+        while True:
+            await trio.sleep(STEAL_AGE_S)
+            for request in self.sources.silent():
+                request.is_silent = True
+                request.scope.cancel()
 
-    async def _fetch(self, batch: list[BlockId]) -> None:
-        waiting = set(batch)
-        runs: list[bytes] = []
-        size = 0
-        async with self._link.open(WantBlocks(ids=b"".join(batch)), lane=self._lane) as stream:
-            while (item := await stream.receive()) is not None:
-                if isinstance(item, bytes):
-                    runs.append(item)
-                    size += len(item)
-                    if size >= _STORE_BYTES:
-                        await self._keep(runs, waiting)
-                        runs, size = [], 0
-                elif isinstance(item, BlocksSent):
-                    self.missing_there += split_ids(item.missing)
-                    waiting.difference_update(split_ids(item.missing))
+    async def _work(self, source: Source) -> None:
+        while not source.is_over:
+            batch = self.sources.next_for(source)
+            if batch is None:
+                with trio.move_on_after(STEAL_AGE_S) as pause:
+                    await self.sources.wait_changed()
+                if pause.cancelled_caught and (slow := self.sources.take_over(source)) is not None:
+                    slow.scope.cancel()
+                continue
+            try:
+                await self._fetch(source, batch)
+            except PeerError:
+                # Whoever offered is gone, and its offer with it. Any other source is replaced by those that are left.
+                if source.is_sender:
+                    raise
+                source.is_over = True
+            self._open_batches -= 1
+            self.sources.wake()
+            self._idle.set()
+
+    async def _fetch(self, source: Source, batch: Batch) -> None:
+        """Ask one source for a batch. What it did not bring, for whatever reason, is put back into the queue."""
+        lacked: list[BlockId] = []
+        with trio.CancelScope() as scope:
+            request = self.sources.begin(source, batch, scope)
+            try:
+                await self._ask(request, batch.ids, lacked)
+            finally:
+                self.sources.end(request)
+                self._under_way.difference_update(set(batch.ids) - request.waiting - set(lacked))
+                source.blocks += len(batch.ids) - len(request.waiting) - len(lacked)
+                source.lacked += len(lacked)
+                # Before anybody may think that all is done. (Harmless if the whole receive ends here.)
+                self._put(Batch([block for block in batch.ids if block in request.waiting], batch.lacked_by))
+                if source.is_sender:
+                    self.missing_there += lacked
                 else:
-                    raise Unexpected(f"{type(item).__name__} among blocks")
-        await self._keep(runs, waiting)
-        self._under_way.difference_update(batch)
-        if waiting:
-            raise PeerError(f"{self._link.name} did not answer for {len(waiting)} blocks.", hint="Try again.")
+                    self._put(Batch(lacked, batch.lacked_by | {source.site}))
+        source.strikes += request.is_silent
+        if source.is_useless() or (source.strikes >= STRIKES_MAX and not source.is_sender):
+            source.is_over = True
         if self._since_commit >= _COMMIT_BYTES:
             self._since_commit = 0
             await self._offload.run(partial(self._store.commit, self._lease, keep_cached=False))
+
+    async def _ask(self, request: Request, ids: Sequence[BlockId], lacked: list[BlockId]) -> None:
+        runs: list[bytes] = []
+        size, waiting = 0, request.waiting
+        ended = False
+        async with request.source.link.open(WantBlocks(ids=b"".join(ids)), lane=self._lane) as stream:
+            try:
+                while not ended:
+                    item = await stream.receive()
+                    if item is None:
+                        break
+                    if isinstance(item, bytes):
+                        runs.append(item)
+                        size += len(item)
+                        request.source.note_bytes(len(item))
+                        if size >= _STORE_BYTES:
+                            some, runs, size = runs, [], 0
+                            await self._keep(some, waiting)
+                    elif isinstance(item, BlocksSent):
+                        lacked += [block for block in split_ids(item.missing) if block in waiting]
+                        waiting.difference_update(lacked)
+                        ended = True
+                    else:
+                        raise Unexpected(f"{type(item).__name__} among blocks")
+            except (PeerError, trio.Cancelled):
+                # The link was cut, here or under another request. What has arrived need not be sent again.
+                runs += stream.arrived_blocks()
+                with trio.CancelScope(shield=True):
+                    await self._keep(runs, waiting)
+                raise
+        await self._keep(runs, waiting)
+        if waiting:
+            raise PeerError(f"{request.source.link.name} did not answer for {len(waiting)} blocks.", hint="Try again.")
 
     async def _keep(self, runs: list[bytes], waiting: set[BlockId]) -> None:
         if not runs:

@@ -47,6 +47,7 @@ RULES: Final[dict[type[Message], str]] = {
     blocks.WantBlocks: "read",
     blocks.BlocksSent: ANSWER,
     summary.SummaryOpen: "audit",
+    summary.StandingRoots: "audit",
     repair.RepairBlocks: "repair",
     mesh.OfferCopy: "offer",
     mesh.PaceNotice: ANY_PEER,

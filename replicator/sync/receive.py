@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import trio
 
 from protocol.errors import Unexpected
-from protocol.ids import BLOCK_ID_BYTES, ZERO_BLOCK, BlockId, SiteId, SnapshotId
+from protocol.ids import BLOCK_ID_BYTES, ZERO_BLOCK, BlockId, SiteId, SnapshotId, VolumeId
 from protocol.limits import HAVE_ROOTS_MAX
 from protocol.messages.registry import Message
 from protocol.messages.snapshots import DiffBase, OfferSnapshot, Receipt, SyncProgress, SyncReport, WantDiff
@@ -44,6 +44,8 @@ from replicator.sync.receipts import sign_receipt
 _ASK_BATCH: Final = 256
 _NODE_BATCH: Final = 128
 _PROGRESS_S: Final = 0.25
+SOURCES_MAX: Final = 3
+"""Sites that are asked for blocks besides the one that offers: four of them fill any link of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class ReceiverPorts:
     clock: WallClock
     site_id: SiteId
     sign: Signer
+    holders: Callable[[VolumeId], Sequence[Link]]
+    """Linked sites that hold something of a volume: further sources of its blocks."""
     on_received: Callable[[Snapshot, SiteId], None]
     """Told of each snapshot that has become ours: onward syncs and pruning start here."""
 
@@ -168,7 +172,15 @@ class _Session:
         self._record = record
         self._ports = ports
         self._lease = lease
-        self.fetcher = Fetcher(link, store=ports.store, lease=lease, offload=ports.offload, lane=Lane.SYNC)
+        others = [one for one in ports.holders(record.volume_id) if one.peer != link.peer]
+        self.fetcher = Fetcher(
+            link,
+            others=others[:SOURCES_MAX],
+            store=ports.store,
+            lease=lease,
+            offload=ports.offload,
+            lane=Lane.SYNC,
+        )
         self.plan_is_complete = False
         self._ids: list[BlockId] = []
         self._piece_roots: list[BlockId] = []
@@ -193,8 +205,10 @@ class _Session:
 
     async def _read_difference(self) -> BlockId:
         record, ports = self._record, self._ports
-        newest_first = [snapshot.record for snapshot in reversed(ports.catalog.snapshots(record.volume_id))]
-        held = {one.root: one.entries for one in newest_first[:HAVE_ROOTS_MAX]}
+        # After an outage the newest snapshot comes first and older ones fill in: what lies nearest differs least.
+        others = [snapshot.record for snapshot in reversed(ports.catalog.snapshots(record.volume_id))]
+        others.sort(key=lambda one: abs(one.sequence - record.sequence))
+        held = {one.root: one.entries for one in others[:HAVE_ROOTS_MAX]}
         request = WantDiff(snapshot_id=record.snapshot_id, have_roots=b"".join(held))
         self._round_trips += 1
         async with self._link.open(request, lane=Lane.SYNC) as stream:
@@ -248,24 +262,27 @@ class _Session:
 
     async def _receive_pieces(self) -> None:
         """Large files' own maps, level by level: their nodes travel as blocks, and say what else is needed."""
-        nodes, self._piece_roots = self._piece_roots, []
-        while nodes:
+        levels: dict[BlockId, int | None] = dict.fromkeys(self._piece_roots)  # None: a root may be of any level.
+        self._piece_roots = []
+        while levels:
+            nodes = list(levels)
             self._round_trips += 1
             self._already_here += await self.fetcher.want(nodes)
             await self.fetcher.drain()
-            below: list[BlockId] = []
+            below: dict[BlockId, int | None] = {}
             for at in range(0, len(nodes), _ASK_BATCH):
-                for body in (await self._ports.reader.read(nodes[at : at + _ASK_BATCH])).values():
+                for block, body in (await self._ports.reader.read(nodes[at : at + _ASK_BATCH])).items():
                     node = decode_node(body)
-                    if node.shape is not Shape.PIECES:
-                        raise ManifestDamaged("A large file's map is of the wrong shape.")
+                    if node.shape is not Shape.PIECES or levels[block] not in (None, node.level):
+                        # Levels count down, or a peer could lead us down a tree that has no end.
+                        raise ManifestDamaged("A large file's map is not the map that the entry above it says.")
                     ids = [BlockId(value[:BLOCK_ID_BYTES]) for value in node.values]
                     if node.level:
-                        below += ids
+                        below.update(dict.fromkeys(ids, node.level - 1))
                     else:
                         self._ids += ids
                 await self._ask()
-            nodes = below
+            levels = below
         await self._ask(flush=True)
 
     async def _store_nodes_if_many(self) -> None:

@@ -43,7 +43,7 @@ class Server:
         self._heal = heal
 
     async def want_diff(self, stream: Stream, request: Message) -> None:
-        """From the newest root that both know, or from nothing."""
+        """From the first of the receiver's roots that we know too, or from nothing."""
         assert isinstance(request, WantDiff)
         if not self._catalog.has_snapshot(request.snapshot_id):
             stream.reset(ErrorCode.NOT_FOUND, "that snapshot is not here")

@@ -15,18 +15,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.errors import ErrorCode
 from protocol.ids import BlockId, SiteId, SnapshotId, VolumeId
-from protocol.messages import blocks, repair, session, snapshots
+from protocol.machines.reconcile import Reconciliation
+from protocol.messages import blocks, repair, session, snapshots, summary
 from protocol.messages.registry import Message, Size, encode, registered
 from protocol.messages.session import Refusal
 from protocol.wire.envelope import seal
 from protocol.wire.frames import END_STREAM, FrameKind, Lane, pack_header
-from protocol.wire.hashing import Kind
+from protocol.wire.hashing import Kind, block_id
 from replicator.catalog.manifest.entries import Entry, encode_entry
 from replicator.catalog.manifest.nodes import Shape, encode_node, number_key
 from replicator.catalog.records import SnapshotRecord, sign_record
+from replicator.index.tokens import TokenKey
+from replicator.index.view import FrozenSet
 
 FROZEN = Path(__file__).with_name("v1.json")
-MODULES = (session, snapshots, blocks, repair)
+MODULES = (session, snapshots, blocks, repair, summary)
 MESSAGES = [cls for cls in registered().values() if any(cls.__module__ == module.__name__ for module in MODULES)]
 
 RAW_BODY = bytes(range(256))
@@ -96,6 +99,30 @@ def _sample(hint: Any, number: int) -> Any:
     return {int: 10**number, bool: True, str: f"Feld {number} ü", bytes: bytes([number, 255])}[plain]
 
 
+TALK_SCOPE, TALK_NONCE = SnapshotId(bytes(range(16))), bytes(range(16, 32))
+TALK_BOTH, TALK_ONLY = 2000, 300
+"""Blocks that both sites of the frozen talk hold, and that each holds alone."""
+
+
+def talk_ids(site: int) -> bytes:
+    """Sorted ids: BLAKE3 of a number as four bytes. The first 2,000 are on both sites, 300 more on each alone."""
+    numbers = [*range(TALK_BOTH), *range(TALK_BOTH + site * TALK_ONLY, TALK_BOTH + (site + 1) * TALK_ONLY)]
+    return b"".join(sorted(block_id(Kind.DATA, number.to_bytes(4, "big")) for number in numbers))
+
+
+def talk() -> list[bytes]:
+    """A whole reconciliation of these two sites, message by message, as the sites take turns."""
+    key = TokenKey(snapshot_id=TALK_SCOPE, nonce=TALK_NONCE)
+    sides = [Reconciliation(FrozenSet(talk_ids(n), key), snapshot_id=TALK_SCOPE, nonce=TALK_NONCE) for n in (0, 1)]
+    said, turn, messages = [], 1, sides[0].start()
+    while messages:
+        said += [encode(item) for item in messages]
+        messages = [answer for item in messages for answer in sides[turn % 2].receive(item)]
+        turn += 1
+    assert all(len(one.result.peer_lacks) == TALK_ONLY * 32 for one in sides)
+    return said
+
+
 def frame(kind: FrameKind) -> bytes:
     stream, body, lane, flags = FRAMES[kind]
     return pack_header(kind, stream, len(body), lane=lane, flags=flags) + body
@@ -107,6 +134,7 @@ def vectors() -> dict[str, bytes]:
     made |= {f"frame/{kind.name.lower()}": frame(kind) for kind in FrameKind}
     made |= {f"message/{cls.__name__}": encode(sample(cls)) for cls in MESSAGES}
     made |= {f"node/{name}": encode_node(*parts) for name, parts in NODES.items()}
+    made |= {f"talk/{number:02}": said for number, said in enumerate(talk(), 1)}
     made["entry"] = encode_entry(ENTRY)
     made["record"] = sign_record(RECORD, SIGNING_KEY.sign)
     return made

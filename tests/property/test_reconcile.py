@@ -133,8 +133,8 @@ def test_ids_that_crowd_one_cell_cost_no_more_than_to_name_them() -> None:
     assert initiator.result.wire_bytes < 3 * 5 * len(mine)
 
 
-# Bytes of the simulation that the design rests on (means over 20 seeds of its model of this
-# exchange, `sumtrie(n, *diffs(d, rng), int(log2(n)) + 2, rng)`), and its messages at most.
+# What a model of this exchange says that knows the differences beforehand (means over 20 seeds, of sets with 36-bit
+# sums in all records): bytes, and turns at most. The real thing must not cost more, but for 15 %.
 EXPECTED = {
     (100_000, 1): (1_234, 2),
     (100_000, 10): (1_309, 3),
@@ -151,8 +151,17 @@ def test_bytes_and_turns_stay_with_the_model(blocks: int, differences: int) -> N
         rng = np.random.default_rng(seed)
         runs.append(measure(random_ids(rng, blocks), differences, rng).result)
     expected_bytes, expected_turns = EXPECTED[blocks, differences]
-    assert np.mean([run.wire_bytes for run in runs]) == pytest.approx(expected_bytes, rel=0.15)
+    assert 0.6 * expected_bytes < np.mean([run.wire_bytes for run in runs]) <= 1.15 * expected_bytes
     assert max(run.turns_count for run in runs) <= expected_turns
+
+
+def test_few_differences_cost_two_kilobytes_and_two_round_trips() -> None:
+    for differences in (0, 1, 2, 5, 10):
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            result = measure(random_ids(rng, 300_000), differences, rng).result
+            assert result.wire_bytes <= 2000
+            assert result.turns_count <= 4
 
 
 class BlindKey(TokenKey):
@@ -257,10 +266,10 @@ def _with_a_changed_field(message: Message, rng: np.random.Generator) -> Message
         case bool():
             changed: object = not value
         case int():
-            changed = int(rng.choice(np.array([0, 1, value + 1, 57, 2**20, 2**62], object)))
+            changed = int(rng.choice(np.array([0, 1, 3, 4, value + 1, 57, 2**20, 2**62], object)))
         case _:
             unit = {"cells": 5, "asks": 5, "records": 5, "checks": 2}.get(name, 1)
-            keeps_size = name in ("snapshot_id", "nonce", "samples") or isinstance(message, SummaryOpen)
+            keeps_size = name in ("snapshot_id", "nonce") or isinstance(message, SummaryOpen)
             count = len(value) if keeps_size else int(rng.integers(0, len(value) // unit + 2)) * unit
             changed = rng.bytes(count)
     return replace(message, **{name: changed})  # type: ignore[type-var]
@@ -279,7 +288,7 @@ def test_a_peer_that_guesses_suffixes_is_sent_away() -> None:
 def test_a_turn_has_a_bounded_number_of_cells() -> None:
     initiator, _ = _sides_that_differ(20)
     initiator.start()
-    cells = SummaryCells(group=0, level=30, cells=bytes(5 * 40_000), checks=b"", more=True)
+    cells = SummaryCells(group=0, level=30, width=5, cells=bytes(5 * 40_000), checks=b"", more=True)
     with pytest.raises(TooLarge):
         for _ in range(SUMMARY_TURN_CELLS_MAX // 40_000 + 1):
             initiator.receive(cells)
@@ -288,7 +297,7 @@ def test_a_turn_has_a_bounded_number_of_cells() -> None:
 def test_a_turn_has_a_bounded_number_of_messages() -> None:
     initiator, _ = _sides_that_differ(20)
     initiator.start()
-    cell = SummaryCells(group=0, level=30, cells=bytes(5), checks=b"", more=True)
+    cell = SummaryCells(group=0, level=30, width=5, cells=bytes(5), checks=b"", more=True)
     for _ in range(SUMMARY_TURN_MESSAGES_MAX):
         assert initiator.receive(cell) == []
     with pytest.raises(TooLarge):

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import Malformed, ProtocolError
@@ -15,9 +15,8 @@ from protocol.merkle import codes, diff
 from protocol.merkle.cells import Cells, Sums, mix, pack_records, unpack_records
 from protocol.merkle.fold import fold, fold_some
 from protocol.messages.registry import encode
-from replicator.index.cells import Summary, leaf_level
 from replicator.index.tokens import TokenKey, heads
-from replicator.index.view import FrozenSet
+from replicator.index.view import FrozenSet, leaf_level
 
 KEY = TokenKey(snapshot_id=SnapshotId(bytes(16)), nonce=bytes(range(16)))
 FROZEN_LANE_A, FROZEN_LANE_B = [12609069057123638310], [12105175342559169752]
@@ -31,36 +30,6 @@ def ids_of(seed: int, count: int) -> list[bytes]:
 def cells_of(ids: list[bytes], level: int) -> Cells:
     packed = b"".join(sorted(ids))
     return Cells.from_sorted(level, heads(packed), *KEY.tokens(packed))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_a_summary_equals_a_rebuild_after_any_coming_and_going(data: st.DataObject) -> None:
-    pool = ids_of(7, 120)
-    summary = Summary(KEY, blocks_expected=100)
-    held: set[bytes] = set()
-    for _ in range(data.draw(st.integers(1, 8))):
-        batch = set(data.draw(st.lists(st.sampled_from(pool), unique=True, max_size=40)))
-        coming, going = batch - held, batch & held
-        summary.add(b"".join(coming))
-        summary.remove(b"".join(going))
-        held = held ^ batch
-    assert summary.frozen().is_same(cells_of(sorted(held), leaf_level(100)))
-    assert summary.root() == FrozenSet(b"".join(sorted(held)), KEY).root()
-
-
-def test_a_frozen_copy_does_not_see_later_blocks() -> None:
-    summary = Summary(KEY, blocks_expected=10)
-    before = summary.frozen()
-    summary.add(b"".join(ids_of(1, 5)))
-    assert before.is_same(Cells.empty(before.level))
-
-
-def test_a_summary_says_when_its_leaves_are_crowded() -> None:
-    summary = Summary(KEY, blocks_expected=1)
-    assert not summary.is_outgrown
-    summary.add(b"".join(ids_of(1, 2**12)))
-    assert summary.is_outgrown
 
 
 def test_folding_gives_the_cells_that_a_build_at_that_level_gives() -> None:
@@ -89,8 +58,8 @@ def test_every_block_is_found_by_its_suffix_and_no_other(level: int) -> None:
     rows = np.arange(len(ids), dtype=np.int64)
     prefixes = heads(packed) >> np.uint64(64 - level) if level else np.zeros(len(ids), np.uint64)
     suffixes = view.suffixes(rows, lane=0)
-    assert np.array_equal(view.find(level, prefixes, suffixes, lane=0), rows)
-    assert (view.find(level, prefixes, suffixes ^ np.uint64(1), lane=0) == -1).all()
+    assert np.array_equal(view.find(level, prefixes, suffixes, width=5, lane=0), rows)
+    assert (view.find(level, prefixes, suffixes ^ np.uint64(1), width=5, lane=0) == -1).all()
 
 
 def test_two_blocks_with_one_suffix_in_a_cell_are_not_found() -> None:
@@ -101,7 +70,7 @@ def test_two_blocks_with_one_suffix_in_a_cell_are_not_found() -> None:
 
     packed = b"".join(ids_of(5, 2))
     view = FrozenSet(packed, Twins(snapshot_id=SnapshotId(bytes(16)), nonce=bytes(16)))
-    assert view.find(0, np.zeros(1, np.uint64), np.array([5], np.uint64), lane=0).tolist() == [-1]
+    assert view.find(0, np.zeros(1, np.uint64), np.array([5], np.uint64), width=5, lane=0).tolist() == [-1]
 
 
 def test_the_key_depends_on_the_nonce_and_on_the_scope() -> None:
@@ -124,14 +93,15 @@ def test_a_long_run_of_ids_has_the_tokens_of_its_parts() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)), max_size=50))
-def test_a_record_keeps_36_bits_of_value_and_4_of_count(pairs: list[tuple[int, int]]) -> None:
+def test_a_record_keeps_its_low_bits_of_value_and_4_of_count(pairs: list[tuple[int, int]]) -> None:
     values = np.array([value for value, _ in pairs], np.uint64)
     counts = np.array([count for _, count in pairs], np.uint64)
-    packed = pack_records(values, counts)
-    back_values, back_counts = unpack_records(packed)
-    assert len(packed) == 5 * len(pairs)
-    assert back_values.tolist() == [value % 2**36 for value, _ in pairs]
-    assert back_counts.tolist() == [count % 16 for _, count in pairs]
+    for width in (3, 4, 5):
+        packed = pack_records(values, counts, width=width)
+        back_values, back_counts = unpack_records(packed, width=width)
+        assert len(packed) == width * len(pairs)
+        assert back_values.tolist() == [value % 2 ** (8 * width - 4) for value, _ in pairs]
+        assert back_counts.tolist() == [count % 16 for _, count in pairs]
 
 
 def test_the_check_of_a_sum_is_not_the_sum_of_the_checks() -> None:
@@ -169,8 +139,8 @@ def test_the_largest_messages_fit_a_frame() -> None:
     count = SUMMARY_CELLS_GOAL + 1
     most = np.full(count, 2**64 - 1, np.uint64)
     messages = [
-        *say_cells(0, 22, Sums(most, most), most),
-        *say_answers(np.full(count, Answer.ASK, np.uint8), most),
+        *say_cells(0, 22, Sums(most, most), most, width=5),
+        *say_answers(np.full(count, Answer.ASK, np.uint8), most, width=5),
         *say_lacks(np.arange(SUMMARY_MARKS_MAX + 1) % 2 == 0),
     ]
     assert [type(message).__name__ for message in messages] == (
@@ -184,13 +154,33 @@ def test_the_estimate_is_without_bias(differences: int) -> None:
     guesses = []
     for seed in range(40):
         heads_of_differences = np.random.default_rng(seed).integers(0, 2**64, differences, dtype=np.uint64)
-        shares = []
+        samples = []
         for level in (7, *diff.sample_levels(10**6)):
             touched = np.unique(heads_of_differences >> np.uint64(64 - level))
             prefixes = range(128) if level == 7 else diff.sample_prefixes(bytes([seed] * 16), level).tolist()
-            shares.append((level, len(set(touched.tolist()) & set(prefixes)) / len(prefixes)))
-        guesses.append(diff.estimate(shares))
-    assert 0.8 < np.mean(guesses) / differences < 1.25
+            samples.append(diff.Sample(level, len(prefixes), len(set(touched.tolist()) & set(prefixes))))
+        guesses.append(diff.estimate(samples))
+    assert 0.9 < np.mean(guesses) / differences < 1.15
+    assert np.std(guesses) / differences < (0.75 if differences < 30 else 0.25)
+
+
+def test_if_every_cell_differs_the_estimate_is_where_the_deepest_level_would_be_full() -> None:
+    full = [diff.Sample(level, 64, 64) for level in (7, 9, 11)]
+    assert 2**11 * 4 < diff.estimate(full) < 2**11 * 6
+    assert diff.estimate([diff.Sample(level, 64, 0) for level in (7, 9, 11)]) == 1
+
+
+def test_a_record_is_wide_enough_for_what_it_is_looked_up_among_and_no_wider() -> None:
+    def width(blocks: int, cells: int, *, checks: bool = False, first: bool = False) -> int:
+        return diff.plan_width(blocks, cells, held=10**7, with_checks=checks, is_first=first)
+
+    assert width(10**7, 2**11, first=True) == 4
+    assert width(10**6, 1500) == 3
+    assert width(10**7, 2**10) == 4
+    assert width(20_000, 480, checks=True) == 4
+    assert width(1000, 30_000, checks=True) == 3
+    assert diff.plan_width(10**9, 2**11, held=10**9, with_checks=False, is_first=True) == 5
+    assert diff.plan_width(0, 0, held=0, with_checks=False, is_first=True) == 3
 
 
 def test_a_sample_lies_within_its_level_wherever_the_nonce_points() -> None:
@@ -202,9 +192,9 @@ def test_a_sample_lies_within_its_level_wherever_the_nonce_points() -> None:
 
 
 def test_a_split_that_would_cost_more_than_the_list_is_not_made() -> None:
-    assert diff.plan_next(10, level=20, blocks=12, is_first=False) == 20
-    assert diff.plan_next(10, level=11, blocks=50_000, is_first=False) > 13
-    assert diff.plan_next(10, level=11, blocks=50_000, is_first=True) == 14
+    assert diff.plan_next(10, level=20, blocks=12, held=10**7, is_first=False) == 20
+    assert diff.plan_next(10, level=11, blocks=50_000, held=10**7, is_first=False) > 13
+    assert diff.plan_next(10, level=11, blocks=50_000, held=10**7, is_first=True) == 14
 
 
 def test_random_bytes_are_never_taken_for_a_message_of_unbounded_size() -> None:

@@ -3,12 +3,12 @@
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from protocol.ids import SiteId
+from protocol.ids import SiteId, VolumeId
 from protocol.messages.blocks import WantBlocks
 from protocol.messages.mesh import HandReceipt, Introduce, NewKey, OfferCopy, PaceNotice, ProbeBlocks, WantSiteRecord
 from protocol.messages.repair import RepairBlocks
 from protocol.messages.snapshots import ListSnapshots, OfferSnapshot, WantDiff
-from protocol.messages.summary import SummaryOpen
+from protocol.messages.summary import StandingRoots, SummaryOpen
 from replicator.catalog.model import Snapshot
 from replicator.core.errors import ReplicatorError
 from replicator.core.logging import get_logger
@@ -17,7 +17,7 @@ from replicator.core.workers import Idle, Outcome
 from replicator.jobs.parts import Parts
 from replicator.jobs.pulls import Pulls
 from replicator.jobs.replicate import Receiving, SyncJobs
-from replicator.net.link import Handlers
+from replicator.net.link import Handlers, Link
 from replicator.net.mesh import Mesh
 from replicator.repair.guardian import Guardian
 from replicator.store.ports import Fault
@@ -26,10 +26,11 @@ from replicator.sync.neighbours import Neighbours
 from replicator.sync.policy import Policy
 from replicator.sync.receive import Receiver, ReceiverPorts
 from replicator.sync.serve import Server
+from replicator.sync.standing import Standing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Relations:
     """The parts of a node that deal with other sites."""
 
     receiver: Receiver
@@ -40,14 +41,16 @@ class Standing:
     pulls: Pulls
 
 
-def make_standing(
+def make_relations(
     parts: Parts,
     mesh: Mesh,
     *,
+    standing: Standing,
     heal: Callable[[Sequence[Fault]], Awaitable[None]],
+    holders: Callable[[VolumeId], Sequence[Link]],
     on_received: Callable[[Snapshot, SiteId], None],
     on_settled: Callable[[bytes], None],
-) -> Standing:
+) -> Relations:
     """Make them, load the rules of this node, and register which questions of peers are answered, and by whom."""
     receiver = Receiver(
         ReceiverPorts(
@@ -58,11 +61,12 @@ def make_standing(
             clock=parts.clock,
             site_id=parts.site_id,
             sign=parts.sign,
+            holders=holders,
             on_received=on_received,
         )
     )
     pace = PaceKeeper(mesh.pacing, links=mesh.connected, clock=parts.clock)
-    standing = Standing(
+    relations = Relations(
         receiver=receiver,
         pace=pace,
         neighbours=Neighbours(
@@ -79,25 +83,26 @@ def make_standing(
         pulls=Pulls(catalog=parts.catalog, mesh=mesh, clock=parts.clock, wake_scheduler=parts.wake_scheduler),
     )
     load_rules(parts, mesh)
-    _answer_peers(standing, parts, mesh, heal=heal, on_settled=on_settled)
-    return standing
+    _answer_peers(relations, parts, mesh, standing=standing, heal=heal, on_settled=on_settled)
+    return relations
 
 
 def _answer_peers(
-    standing: Standing,
+    relations: Relations,
     parts: Parts,
     mesh: Mesh,
     *,
+    standing: Standing,
     heal: Callable[[Sequence[Fault]], Awaitable[None]],
     on_settled: Callable[[bytes], None],
 ) -> None:
     """Which questions of peers are answered, and by whom. What is not here is refused."""
     incoming = Incoming(
-        standing.receiver,
+        relations.receiver,
         catalog=parts.catalog,
         store=parts.store,
         offload=parts.offload,
-        pace=standing.pace,
+        pace=relations.pace,
         on_settled=on_settled,
     )
     server = Server(store=parts.store, catalog=parts.catalog, reader=parts.reader, offload=parts.offload, heal=heal)
@@ -107,17 +112,18 @@ def _answer_peers(
         OfferCopy: incoming.copy_offered,
         WantDiff: server.want_diff,
         WantBlocks: server.want_blocks,
-        ListSnapshots: standing.policy.list_snapshots,
+        ListSnapshots: relations.policy.list_snapshots,
         RepairBlocks: guardian.repair_blocks,
         SummaryOpen: parts.auditor.asked,
+        StandingRoots: standing.asked,
         HandReceipt: incoming.receipt_handed,
         ProbeBlocks: incoming.probed,
-        PaceNotice: standing.pace.noted,
-        WantSiteRecord: standing.neighbours.card_wanted,
-        Introduce: standing.neighbours.introduced,
-        NewKey: standing.neighbours.key_told,
+        PaceNotice: relations.pace.noted,
+        WantSiteRecord: relations.neighbours.card_wanted,
+        Introduce: relations.neighbours.introduced,
+        NewKey: relations.neighbours.key_told,
     }
-    mesh.handlers.update(standing.policy.guard(handlers))
+    mesh.handlers.update(relations.policy.guard(handlers))
 
 
 def load_rules(parts: Parts, mesh: Mesh) -> None:

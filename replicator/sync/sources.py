@@ -1,0 +1,170 @@
+"""From whom to fetch what: a queue of batches that several sites work off together.
+
+Each source takes the next batch when it has room, so a fast one does more of the work and nobody
+plans shares. What one source lacked is tried at the others, and the sender, who has all of it,
+takes the batches first that most others lacked: the rarest first, so that at the end it
+is not the only one with work left.
+
+A source that falls silent loses its batch to the others, and after two such times its place. At
+the end, when there is nothing left to take, an idle source takes over from one that is half as
+fast. Nobody waits for the slowest, and no block is asked of two sites at once.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from protocol.ids import BlockId, SiteId
+from replicator.net.link import Link
+
+SILENT_S: Final = 3.0
+"""A request that brought nothing for this long is taken away, if somebody else could answer it."""
+STRIKES_MAX: Final = 2
+STEAL_AGE_S: Final = 0.5
+_STEAL_FACTOR: Final = 2.0
+_LACKS_MAX: Final = 0.5
+"""A source that lacks more than this share of what it was asked is not worth its round trips."""
+_LACKS_AFTER: Final = 256
+
+
+@dataclass(slots=True)
+class Batch:
+    """Blocks to ask for in one go, and who has said that it lacks them."""
+
+    ids: list[BlockId]
+    lacked_by: frozenset[SiteId] = frozenset()
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A batch under way at one source."""
+
+    source: "Source"
+    waiting: set[BlockId]
+    scope: trio.CancelScope
+    began: float
+    is_silent: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Source:
+    """A site that answers `WantBlocks`."""
+
+    link: Link
+    is_sender: bool
+    blocks: int = 0
+    bytes: int = 0
+    """Of blocks, as they arrive: known sooner than blocks are proven."""
+    lacked: int = 0
+    strikes: int = 0
+    is_over: bool = False
+    is_passed: bool = False
+    """A faster one has taken over from it: it takes nothing more while others can."""
+    began: float | None = None
+    heard_at: float = 0.0
+    """When any of its requests last brought something."""
+
+    @property
+    def site(self) -> SiteId:
+        return self.link.peer
+
+    def note_bytes(self, count: int) -> None:
+        self.bytes += count
+        self.heard_at = trio.current_time()
+
+    def rate(self, now: float) -> float:
+        """Bytes a second so far, and never nothing."""
+        return (self.bytes + 1) / max(now - (self.began or now), STEAL_AGE_S)
+
+    def is_useless(self) -> bool:
+        return not self.is_sender and self.lacked > max(_LACKS_AFTER, _LACKS_MAX * (self.blocks + self.lacked))
+
+
+class Sources:
+    """The queue, and who works on it. Decides, and does no I/O."""
+
+    def __init__(self, sender: Link, others: Iterable[Link]) -> None:
+        self.all = [Source(sender, True), *(Source(link, False) for link in others)]
+        self._queue: list[Batch] = []
+        self._under_way: list[Request] = []
+        self._changed = trio.Event()
+        self.is_whole = False
+        """Nothing will be put any more but what comes back: the time to take over from slow ones."""
+
+    @property
+    def live(self) -> list[Source]:
+        return [source for source in self.all if not source.is_over]
+
+    @property
+    def queued_count(self) -> int:
+        return len(self._queue)
+
+    def put(self, batch: Batch) -> None:
+        if batch.ids:
+            self._queue.append(batch)
+            self.wake()
+
+    def wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_changed(self) -> None:
+        await self._changed.wait()
+
+    def next_for(self, source: Source) -> Batch | None:
+        """The batch that this source should ask for now: the sender takes the rarest, the others the commonest."""
+        if source.is_passed and any(not one.is_passed for one in self.live):
+            return None
+        fit = [one for one in self._queue if source.is_sender or source.site not in one.lacked_by]
+        if not fit:
+            return None
+        choose = max if source.is_sender else min
+        batch = choose(fit, key=lambda one: len(one.lacked_by))
+        self._queue.remove(batch)
+        return batch
+
+    def begin(self, source: Source, batch: Batch, scope: trio.CancelScope) -> Request:
+        request = Request(source, set(batch.ids), scope, trio.current_time())
+        source.began = source.began or trio.current_time()
+        self._under_way.append(request)
+        return request
+
+    def end(self, request: Request) -> None:
+        self._under_way.remove(request)
+        self.wake()
+
+    def silent(self) -> list[Request]:
+        """Requests to take away. Under an incoming cap everybody is slow, and nobody is to blame for it."""
+        now = trio.current_time()
+        return [
+            one
+            for one in self._under_way
+            if now - max(one.began, one.source.heard_at) > SILENT_S and self._could_do_without(one.source)
+        ]
+
+    def _could_do_without(self, source: Source) -> bool:
+        return not source.link.is_paced and any(one is not source for one in self.live)
+
+    def take_over(self, source: Source) -> Request | None:
+        """The request of another source that this idle one would work off at twice the speed, if there is any."""
+        if not self.is_whole:
+            return None
+        now = trio.current_time()
+        slower = [
+            one
+            for one in self._under_way
+            if one.source is not source
+            and one.waiting
+            and now - one.began > STEAL_AGE_S
+            and self._could_do_without(one.source)
+            and source.rate(now) > _STEAL_FACTOR * one.source.rate(now)
+        ]
+        chosen = min(slower, key=lambda one: one.source.rate(now), default=None)
+        if chosen is not None:
+            chosen.source.is_passed = True
+        return chosen
+
+
+__all__ = ["SILENT_S", "STEAL_AGE_S", "STRIKES_MAX", "Batch", "Request", "Source", "Sources"]

@@ -4,10 +4,13 @@ Exit codes: 0 done; 1 done, with findings that need a person; 64 and above as in
 (`docs/operations.md`); 130 for Ctrl-C.
 """
 
+import errno
+import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Final
 
 from cyclopts import App, CycloptsError
 
@@ -27,9 +30,20 @@ for _topic in (node, pair, protect, sync, care, restore, demo):
     _topic.register(app)
 
 
+_HINT: Final = "Look at what the message names, and run it again."
+_HINTS: Final = {
+    errno.ENOSPC: "Make room where it was writing, and run it again.",
+    errno.EACCES: "Run it as a user who may do that.",
+    errno.EPERM: "Run it as a user who may do that.",
+    errno.EROFS: "That file system is mounted read-only.",
+    errno.EMFILE: "Raise the limit of open files (`ulimit -n`).",
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    _prepare_streams()
     output = Output(as_json="--json" in tokens)
     try:
         code = app(tokens, exit_on_error=False, print_error=False)
@@ -53,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 0
     except* OSError as group:
         error = _first(group)
-        output.error(ReplicatorError(f"The system refused: {error}.", hint="See the message for the path."))
+        assert isinstance(error, OSError)
+        output.error(ReplicatorError(f"The system refused: {error}.", hint=_HINTS.get(error.errno or 0, _HINT)))
         code = 74
     except* Exception as group:  # noqa: BLE001  (the last line of defence, and it is shown)
         # A mistake of ours. The traceback is for whoever mends it, and 1 would mean "done, with findings".
@@ -62,6 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output.error(bug)
         code = bug.exit_code
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _prepare_streams() -> None:
+    """Whatever the terminal's encoding is, and even if whoever started us closed a stream, there is one to print to."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (open until the end)
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _command_of(tokens: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Final
 
 from protocol.ids import BlockId, SiteId, SnapshotId, VolumeId
 from replicator.catalog.database import MIGRATIONS
+from replicator.catalog.lost import LostRecords
 from replicator.catalog.model import Expectation, Protection, RepairLine, SiteSync, Snapshot, Volume
 from replicator.catalog.peers import Peers
 from replicator.catalog.records import SnapshotRecord, open_record
@@ -35,9 +36,14 @@ def _open(path: Path) -> Database:
         database.close()
     except sqlite3.DatabaseError as error:
         found = str(error)
-    raise CatalogError(
+    raise _unusable(path, found)
+
+
+def _unusable(path: Path, found: str) -> CatalogError:
+    return CatalogError(
         f"The catalogue at {path} cannot be used: {found}.",
-        hint="Put a copy of it back, with its -wal file. The blocks are not touched; peers have the snapshots.",
+        hint="Put a copy of it back, with its -wal file; or move it away: the snapshots are then found again in the "
+        "store, and peers and schedules have to be made again.",
     )
 
 
@@ -48,7 +54,14 @@ class Catalog:
         self.db = _open(path)
         self._clock = clock
         self.peers = Peers(self.db, clock=clock)
+        self.lost = LostRecords(self.db)
         self._records: dict[bytes, SnapshotRecord] = {}
+        try:
+            self.volumes()
+            self.peers.all()
+        except (ValueError, TypeError) as error:
+            self.db.close()
+            raise _unusable(path, f"what it says of volumes or peers is damaged ({error})") from error
 
     def close(self) -> None:
         self.db.close()
@@ -230,11 +243,26 @@ class Catalog:
         with self.db.write() as connection:
             connection.execute("UPDATE volumes SET exclude = ? WHERE volume_id = ?", (json.dumps(patterns), volume_id))
 
+    def begin_protection(self, volume_id: bytes) -> None:
+        """Count a volume among what is protected here (again)."""
+        with self.db.write() as connection:
+            connection.execute("DELETE FROM facts WHERE name = ?", (f"ended:{volume_id.hex()}",))
+
     def end_protection(self, volume_id: bytes) -> None:
-        """No more schedule and no more syncs of this volume; what was taken stays."""
+        """No more schedule and no more syncs of this volume. What was taken stays; if nothing ever was, it is gone."""
+        ended, numbered = f"ended:{volume_id.hex()}", f"sequence:{volume_id.hex()}"
         with self.db.write() as connection:
             connection.execute("DELETE FROM protections WHERE volume_id = ?", (volume_id,))
             connection.execute("DELETE FROM syncs WHERE volume_id = ?", (volume_id,))
+            sql = "SELECT 1 FROM facts WHERE name = ? UNION SELECT 1 FROM snapshots WHERE volume_id = ?"
+            if connection.execute(sql, (numbered, volume_id)).fetchone() is None:
+                connection.execute("DELETE FROM volumes WHERE volume_id = ?", (volume_id,))
+            else:
+                connection.execute("INSERT OR REPLACE INTO facts VALUES (?, 'yes')", (ended,))
+
+    def is_ended(self, volume_id: bytes) -> bool:
+        """Whether somebody said that this volume is no longer protected here."""
+        return self.fact(f"ended:{volume_id.hex()}") is not None
 
     def remove_sync(self, sync_id: str) -> None:
         """Raises `NotFound`."""

@@ -7,6 +7,7 @@ from cyclopts import App, Parameter
 from replicator.app.cli.common import DEFAULT, Common, connect, in_url, run_job
 from replicator.app.cli.output import age, table
 from replicator.core.errors import NotFound
+from replicator.core.paths import shown
 from replicator.core.units import format_size, format_span
 
 sync = App(name="sync", help="Standing site syncs: each new snapshot goes to a peer.")
@@ -30,7 +31,9 @@ def add(
     Exit codes: 0 added, 66 no such peer or volume, 69 the node is down.
     """
     value = connect(common).post("/v1/syncs", {"to": to, "volume": volume})
-    common.output().result(value, lambda: print(f"Sync {value['sync_id']}: {value['volume']} to {value['peer']}."))
+    common.output().result(
+        value, lambda: print(shown(f"Sync {value['sync_id']}: {value['volume']} to {value['peer']}."))
+    )
     return 0
 
 
@@ -58,10 +61,10 @@ def run(
 def _print_runs(runs: list[dict[str, Any]]) -> None:
     for one in runs:
         if not one["sent"]:
-            print(f"{one['peer']} has everything already.")
+            print(shown(f"{one['peer']} has everything already."))
         for sent in one["sent"]:
             print(
-                f"{sent['volume']} {sent['snapshot'][:12]} to {one['peer']}: {sent['blocks']:,} blocks, "
+                f"{shown(sent['volume'])} {sent['snapshot'][:12]} to {shown(one['peer'])}: {sent['blocks']:,} blocks, "
                 f"{format_size(sent['block_bytes'])} in {format_span(sent['took_s'])} "
                 f"({format_size(sent['rate_bytes'])}/s), {sent['blocks_twice']} sent twice; "
                 f"the difference took {format_size(sent['summary_bytes'])} and {sent['round_trips']} round trips"

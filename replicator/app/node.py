@@ -27,12 +27,12 @@ from replicator import __version__
 from replicator.api.server import ApiServer
 from replicator.api.views import NodeView
 from replicator.app.config import NodeConfig, StateFolder, ingest_config, load_config, mesh_config, store_config
-from replicator.app.recovery import recover_snapshots
+from replicator.app.recovery import bring_together, distrust, renew
 from replicator.app.upkeep import Collecting, Mending, Scrubbing
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.model import Snapshot
 from replicator.catalog.records import verify_signature
-from replicator.core.errors import NotFound, Untrusted
+from replicator.core.errors import CatalogError, NotFound, Untrusted
 from replicator.core.files import write_durably
 from replicator.core.logging import get_logger
 from replicator.core.memory import keep_freed_memory
@@ -115,10 +115,6 @@ class _Base:
     offload: Offload
 
 
-_WHOLE = "catalogue.whole"
-"""Set once a catalogue has been checked against the store: a new one, and one that was lost, are not."""
-
-
 @contextmanager
 def _open_base(root: Path) -> Iterator[_Base]:
     state = StateFolder(root)
@@ -127,13 +123,16 @@ def _open_base(root: Path) -> Iterator[_Base]:
     clock = SystemClock()
     store = LocalStore.open(state.store, store_config(config), clock=clock)
     try:
-        catalog = Catalog(state.catalog, clock=clock)
         try:
-            if catalog.fact(_WHOLE) is None:
-                recover_snapshots(store, catalog)
-                catalog.set_fact(_WHOLE, "yes")
+            catalog = Catalog(state.catalog, clock=clock)
+        except CatalogError:
+            distrust(store)
+            raise
+        try:
+            bring_together(store, catalog, entropy=SystemEntropy())
             state.memo.mkdir(exist_ok=True)
             yield _Base(config, state, identity, store, catalog, ThreadOffload())
+            renew(store, catalog, entropy=SystemEntropy())
         finally:
             catalog.close()
     finally:

@@ -6,6 +6,7 @@ nursery, until it is told to stop.
 """
 
 import os
+import resource
 import signal
 import socket
 import time
@@ -13,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -103,6 +105,10 @@ class CataloguedPeers:
         return verdict
 
 
+_OPEN_FILES: Final = 65_536
+"""The deepest path that a manifest takes, several times over, and every link besides."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Base:
     """What an offline node and a living one share."""
@@ -115,8 +121,17 @@ class _Base:
     offload: Offload
 
 
+def _raise_open_files() -> None:
+    """A walk holds one descriptor for each level of folders, and a login gives a thousand: take what we may have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if most == resource.RLIM_INFINITY else min(_OPEN_FILES, most)
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 @contextmanager
 def _open_base(root: Path) -> Iterator[_Base]:
+    _raise_open_files()
     state = StateFolder(root)
     config = load_config(state.config)
     identity = Identity.load(state.identity)

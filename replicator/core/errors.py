@@ -57,6 +57,17 @@ class SourceError(ReplicatorError):
     code, exit_code = "source", 66
 
 
+class TargetFull(ReplicatorError):
+    """There is no room where it should be restored to."""
+
+    code, exit_code, retryable = "target_full", 73, True
+
+    def __init__(self, target: object) -> None:
+        super().__init__(
+            f"There is no room left at {target}.", hint="Make room, or choose another target, and run it again."
+        )
+
+
 class StoreError(ReplicatorError):
     """The block store cannot do what was asked."""
 

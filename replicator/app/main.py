@@ -7,29 +7,13 @@ Exit codes: 0 done; 1 done, with findings that need a person; 64 and above as in
 import errno
 import io
 import os
+import signal
 import sys
-import traceback
 from collections.abc import Sequence
-from typing import Final
+from types import FrameType
+from typing import Any, Final
 
-from cyclopts import App, CycloptsError
-
-from replicator import __version__
-from replicator.app.cli import care, demo, node, pair, protect, restore, sync
-from replicator.app.cli.output import Output
-from replicator.core.errors import ReplicatorError, UsageError
-
-_HELP = """Keep the data of several sites alive.
-
-A first replicated snapshot takes five commands: `up --detach` on each of two machines, `pair invite` on one and
-`pair join` on the other, and `protect PATH --every 1h --keep 24h,7d,4w --to SITE`.
-"""
-
-app = App(name="replicator", help=_HELP, version=__version__, help_format="markdown", result_action="return_value")
-for _topic in (node, pair, protect, sync, care, restore, demo):
-    _topic.register(app)
-
-
+_STOPPED: Final = "Stopped. What the node was doing for this command goes on: see `replicator jobs list`."
 _HINT: Final = "Look at what the message names, and run it again."
 _HINTS: Final = {
     errno.ENOSPC: "Make room where it was writing, and run it again.",
@@ -42,14 +26,26 @@ _HINTS: Final = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit."""
+    is_for_us = _stop_at_once_if_asked()
+    # Here and not above: what comes with these takes most of a second, in which people do change their minds.
+    from cyclopts import CycloptsError
+
+    from replicator.app.cli.output import Output
+    from replicator.app.cli.program import app
+    from replicator.core.errors import ReplicatorError, UsageError
+
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     _prepare_streams()
     output = Output(as_json="--json" in tokens)
     try:
+        if is_for_us:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         code = app(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()
+        if is_for_us:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # All is said and done.
     except* CycloptsError as group:
-        mistyped = UsageError(str(_first(group)).strip(), hint=f"See `{_command_of(tokens)} --help`.")
+        mistyped = UsageError(str(_first(group)).strip(), hint=f"See `{_command_of(app, tokens)} --help`.")
         output.error(mistyped)
         code = mistyped.exit_code
     except* ReplicatorError as group:
@@ -59,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = error.exit_code
     except* KeyboardInterrupt:
         output.clear()
-        print("Stopped. What the node was doing for this command goes on: see `replicator jobs list`.", file=sys.stderr)
+        print(_STOPPED, file=sys.stderr)
         code = 130
     except* BrokenPipeError:
         # Whoever read our output has seen enough.
@@ -72,11 +68,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 74
     except* Exception as group:  # noqa: BLE001  (the last line of defence, and it is shown)
         # A mistake of ours. The traceback is for whoever mends it, and 1 would mean "done, with findings".
+        import traceback
+
         traceback.print_exception(group)
         bug = ReplicatorError(f"An internal error: {_first(group)!r}.", hint="Please report it with the lines above.")
         output.error(bug)
         code = bug.exit_code
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stop_at_once_if_asked() -> bool:
+    """Ctrl-C while the program is being loaded ends it with a word: no `except` is around all of that.
+
+    Answers whether Ctrl-C is for us at all; in the background of a shell it is not.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return False
+    signal.signal(signal.SIGINT, _stop_at_once)
+    return True
+
+
+def _stop_at_once(_number: int, _frame: FrameType | None) -> None:
+    os.write(2, b"Stopped before anything was done.\n")
+    os._exit(130)
 
 
 def _prepare_streams() -> None:
@@ -89,7 +103,7 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _command_of(tokens: Sequence[str]) -> str:
+def _command_of(app: Any, tokens: Sequence[str]) -> str:
     """`replicator pair join`, of whatever was typed: what `--help` can be asked of."""
     known, words = app, ["replicator"]
     for token in tokens:

@@ -496,6 +496,22 @@ def test_ctrl_c_ends_up_with_0_and_a_command_with_130_and_the_next_run_carries_o
         assert node.cli("verify").code == 0
 
 
+@pytest.mark.parametrize("package", ["attr", "rich", "trio", "numpy", "httpcore"])
+def test_ctrl_c_while_the_program_is_still_being_loaded_ends_it_with_a_word(home: Node, package: str) -> None:
+    child = subprocess.Popen(
+        [PROGRAM[0], "-X", "importtime", *PROGRAM[1:], "status", "--live", "--state", str(home.root)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "80"},
+    )  # fmt: skip
+    assert child.stderr is not None
+    for line in child.stderr:
+        if line.rpartition("|")[2].strip().startswith(package):
+            break
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == 130, err[-2000:]
+    assert "Traceback" not in err and "Stopped" in err.splitlines()[-1]
+
+
 def test_ctrl_c_during_the_demo_leaves_no_process_behind(tmp_path: Path) -> None:
     work = tmp_path / "work"
     child = subprocess.Popen(

@@ -11,6 +11,13 @@ A first replicated snapshot takes five commands: `up --detach` on each of two ma
 `pair join` on the other, and `protect PATH --every 1h --keep 24h,7d,4w --to SITE`.
 """
 
-app = App(name="replicator", help=_HELP, version=__version__, help_format="markdown", result_action="return_value")
+app = App(
+    name="replicator",
+    help=_HELP,
+    version=__version__,
+    help_format="markdown",
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,  # `app/main.py` says what goes on without us.
+)
 for _topic in (node, pair, protect, sync, care, restore, demo):
     _topic.register(app)

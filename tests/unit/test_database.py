@@ -37,7 +37,7 @@ def rot(path: Path, old: bytes, new: bytes) -> None:
 def test_a_ledger_whose_schema_has_rotted_is_made_again_from_the_segments(tmp_path: Path) -> None:
     with closing(open_store(tmp_path)) as store:
         put(store, [sealed_block(1)])
-    rot(tmp_path / "ledger.sqlite", b"CREATE TABLE facts", b"CREATE TABLE f\xccts")
+    rot(tmp_path / "ledger/notes.sqlite", b"CREATE TABLE facts", b"CREATE TABLE f\xccts")
     with closing(LocalStore.open(tmp_path)) as store:
         assert store.statistics().blocks == 1
 

@@ -6,7 +6,7 @@ because the node was restarted in the middle, is simply made again.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -29,11 +29,32 @@ class RemoteError(ReplicatorError):
 
 
 def _encode(body: dict[str, Any]) -> bytes:
-    """Raises `UsageError` for a path with bytes that are no text: JSON cannot carry them."""
+    """Raises `UsageError` for a name with bytes that are no text: JSON cannot carry them."""
     try:
         return json.dumps(body, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{error.object!r} has bytes that are not UTF-8.", hint="Rename it, or its parent.") from None
+    except UnicodeEncodeError:
+        # Paths are spelled so that this does not happen (`core/paths.py`); a name or a pattern is text or nothing.
+        odd = [text for text in _texts(body) if not text.isascii() and not _is_utf8(text)]
+        raise UsageError(f"{odd[0]} has bytes that are not UTF-8.", hint="Only paths may have such bytes.") from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def segment(name: str) -> str:

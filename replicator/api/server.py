@@ -14,10 +14,11 @@ from typing import Any, Final
 import trio
 from hypercorn.config import Config, Sockets
 from hypercorn.trio import serve
-from litestar import Litestar, MediaType, Request, Response, delete, get, post
+from litestar import Litestar, Request, Response, delete, get, post
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.params import FromPath, FromQuery, JSONBody
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from replicator.api.routes import mesh_routes, sync_routes
 from replicator.api.schema import (
@@ -67,7 +68,7 @@ def make_apps(view: NodeView) -> tuple[Litestar, Litestar]:
     def health() -> dict[str, str]:
         return {"health": "up"}
 
-    @get("/metrics", media_type=MediaType.TEXT, sync_to_thread=False)
+    @get("/metrics", media_type=CONTENT_TYPE_LATEST, sync_to_thread=False)
     def metrics() -> bytes:
         return view.metrics()
 

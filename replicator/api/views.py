@@ -14,6 +14,7 @@ from replicator.api.sync_views import SyncViews
 from replicator.catalog.model import Snapshot, Volume
 from replicator.catalog.retention import parse_keep
 from replicator.core.errors import SourceError, UsageError
+from replicator.core.paths import read_path
 from replicator.jobs.snapshot import plan_pruning
 from replicator.monitor.metrics import render_metrics
 from replicator.monitor.status import StatusSources, describe_job, node_status
@@ -93,7 +94,7 @@ class NodeView:
     def protect(self, request: ProtectRequest) -> dict[str, Any]:
         """Make, or find by its path, a volume; set its promise; and see that it goes where it should."""
         parts = self._parts
-        path = Path(os.path.abspath(request.path))
+        path = self._source(request.path)
         parse_keep(request.keep)
         peers = [parts.catalog.peers.find(name) for name in request.to]
         found = _kind_of(path)
@@ -110,6 +111,7 @@ class NodeView:
         if not known:
             parts.catalog.add_volume(self._new_volume(path, request, kind))
         volume = next(v for v in parts.catalog.volumes() if v.path == os.fsencode(path))
+        parts.catalog.begin_protection(volume.volume_id)
         if request.exclude:
             parts.catalog.set_exclude(volume.volume_id, tuple(request.exclude))
         if request.every_s:
@@ -129,6 +131,16 @@ class NodeView:
             "syncs": syncs,
         }
 
+    def _source(self, text: str) -> Path:
+        """Raises `UsageError` for what can never be a source."""
+        path = _path_of(text)
+        if path.resolve().is_relative_to(own := self._parts.memo_folder.parent.resolve()):
+            raise UsageError(
+                f"{path} is in the node's own folder, {own}: storing it would store its key.",
+                hint="Keep a copy of `identity.key` and `config.toml` elsewhere, by hand.",
+            )
+        return path
+
     def unprotect(self, text: str) -> dict[str, Any]:
         """End a volume's schedule and its syncs. Its snapshots stay, here and elsewhere."""
         volume = self._parts.catalog.find_volume(text)
@@ -137,7 +149,7 @@ class NodeView:
 
     def _new_volume(self, path: Path, request: ProtectRequest, kind: str) -> Volume:
         parts = self._parts
-        wanted = request.name or path.name or "root"
+        wanted = request.name or os.fsencode(path.name).decode(errors="backslashreplace") or "root"
         taken = {volume.name for volume in parts.catalog.volumes()}
         name, number = wanted, 2
         while name in taken:
@@ -207,7 +219,7 @@ class NodeView:
         if record.kind != "tree":
             raise UsageError(f"{record.volume_name} is an image: it has no paths.")
         listed: list[dict[str, Any]] = []
-        async with aclosing(list_folder(self._parts.reader, record.root, os.fsencode(path))) as folder:
+        async with aclosing(list_folder(self._parts.reader, record.root, _bytes_of(path))) as folder:
             async for one in folder:
                 entry = one.entry
                 name = one.path.decode(errors="backslashreplace")
@@ -244,7 +256,9 @@ class NodeView:
         return describe_job(self._jobs.submit(request.kind, args, job_id=job_id))
 
     def _own_volumes(self) -> list[Volume]:
-        return [volume for volume in self._parts.catalog.volumes() if volume.path is not None]
+        """What a snapshot without names takes: all that has a path here, and was not let go by `unprotect`."""
+        catalog = self._parts.catalog
+        return [one for one in catalog.volumes() if one.path is not None and not catalog.is_ended(one.volume_id)]
 
     def jobs(self, limit: int) -> list[dict[str, Any]]:
         return [describe_job(view) for view in self._jobs.views(limit=min(limit, 1000))]
@@ -282,9 +296,31 @@ def _check_promise(request: ProtectRequest) -> None:
 
 
 def _kind_of(path: Path) -> str:
+    """Raises `SourceError` for what is not there, and for what has no end: a pipe, a socket, a terminal."""
     try:
         mode = path.stat().st_mode
-    except OSError as error:
-        message = f"{path} cannot be protected: {error.strerror}."
-        raise SourceError(message, hint="Give a path on the node's machine.") from error
-    return "tree" if stat.S_ISDIR(mode) else "image"
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise SourceError(f"{path} cannot be protected: {why}.", hint="Give a path on the node's machine.") from error
+    if stat.S_ISDIR(mode):
+        return "tree"
+    if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+        return "image"
+    raise SourceError(
+        f"{path} is neither a folder, a file nor a block device.", hint="Protect the folder that it is in."
+    )
+
+
+def _bytes_of(text: str) -> bytes:
+    try:
+        return read_path(text)
+    except ValueError:
+        raise UsageError(f"{text!r} does not spell a path.", hint="After `hex:` come pairs of digits.") from None
+
+
+def _path_of(text: str) -> Path:
+    """A whole path: one that depends on where somebody is means another thing to the node."""
+    path = os.fsdecode(_bytes_of(text))
+    if not os.path.isabs(path):
+        raise UsageError(f"{path!r} is not a whole path.", hint="Begin it with a slash.")
+    return Path(os.path.abspath(path))

@@ -6,6 +6,7 @@ nursery, until it is told to stop.
 """
 
 import os
+import resource
 import signal
 import socket
 import time
@@ -13,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -26,11 +28,12 @@ from replicator.api.views import NodeView
 from replicator.app.config import NodeConfig, StateFolder, ingest_config, load_config, mesh_config, store_config
 from replicator.app.keys import KeyKeeping, adopt_next_key, describe_keys, recall_successions, rotate
 from replicator.app.peers import CataloguedPeers
-from replicator.app.recovery import recover_snapshots
+from replicator.app.recovery import bring_together, distrust, is_checked, renew
 from replicator.app.relations import Pacekeeping, load_rules, make_relations
 from replicator.app.upkeep import Collecting, Comparing, Mending, Scrubbing
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.model import Snapshot
+from replicator.core.errors import CatalogError
 from replicator.core.files import write_durably
 from replicator.core.logging import get_logger
 from replicator.core.memory import keep_freed_memory
@@ -57,6 +60,9 @@ from replicator.store.ports import Fault
 from replicator.sync.audit import Auditor
 from replicator.sync.standing import Standing
 
+_OPEN_FILES: Final = 65_536
+"""The deepest path that a manifest takes, several times over, and every link besides."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Base:
@@ -70,27 +76,36 @@ class _Base:
     offload: Offload
 
 
-_WHOLE = "catalogue.whole"
-"""Set once a catalogue has been checked against the store: a new one, and one that was lost, are not."""
+def _raise_open_files() -> None:
+    """A walk holds one descriptor for each level of folders, and a login gives a thousand: take what we may have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if most == resource.RLIM_INFINITY else min(_OPEN_FILES, most)
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 @contextmanager
 def _open_base(root: Path) -> Iterator[_Base]:
+    _raise_open_files()
     state = StateFolder(root)
     config = load_config(state.config)
     clock = SystemClock()
     Identity.load(state.identity)  # Before anything is opened: a folder without a key is not a node.
     store = LocalStore.open(state.store, store_config(config), clock=clock)
     try:
-        catalog = Catalog(state.catalog, clock=clock)
         try:
-            if catalog.fact(_WHOLE) is None:
+            catalog = Catalog(state.catalog, clock=clock)
+        except CatalogError:
+            distrust(store)
+            raise
+        try:
+            if not is_checked(catalog):
                 recall_successions(state, catalog)
-                recover_snapshots(store, catalog)
-                catalog.set_fact(_WHOLE, "yes")
+            bring_together(store, catalog, entropy=SystemEntropy())
             state.memo.mkdir(exist_ok=True)
             adopt_next_key(state, catalog, now_ns=clock.now_ns())
             yield _Base(config, state, Identity.load(state.identity), store, catalog, ThreadOffload())
+            renew(store, catalog, entropy=SystemEntropy())
         finally:
             catalog.close()
     finally:

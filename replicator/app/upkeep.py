@@ -13,7 +13,7 @@ from replicator.jobs.runner import JobRunner
 from replicator.net.link import Link
 from replicator.repair.ask import Healer
 from replicator.repair.scrub import Scrubber
-from replicator.store.ports import BlockStore
+from replicator.store.ports import BlockStore, Fault
 from replicator.sync.standing import Standing
 
 _FIRST_S: Final = 120.0
@@ -24,6 +24,8 @@ _MEND_MOST_S: Final = 6 * 3600.0
 _MEND_BATCH: Final = 256
 _COMPARE_LOOK_S: Final = 600.0
 _COMPARE_EVERY_S: Final = 7 * 86_400.0
+_MEND_BATCHES_MAX: Final = 64
+"""A round asks for 16384 blocks: some gigabytes, and some megabytes of audit."""
 
 
 class Scrubbing:
@@ -50,6 +52,37 @@ class Scrubbing:
         return Throttled(min(3600.0, share * self._every_s / 2))
 
 
+class _Round:
+    """Going through what is broken, a batch at a time, so that nothing waits behind what nobody can mend.
+
+    Each ask leaves a line in the audit, so a round is bounded; the next one goes on where it ended.
+    """
+
+    def __init__(self) -> None:
+        self._after = b""
+        self._batches = 0
+        self.healed = 0
+        self.is_over = False
+
+    def begin(self) -> None:
+        self._batches = self.healed = 0
+        self.is_over = False
+
+    def next_batch(self, broken: Sequence[Fault]) -> list[Fault]:
+        ahead = sorted((fault for fault in broken if fault.block_id > self._after), key=lambda fault: fault.block_id)
+        if not ahead:
+            ahead = sorted(broken, key=lambda fault: fault.block_id)
+        batch = ahead[:_MEND_BATCH]
+        was_last = len(ahead) <= _MEND_BATCH
+        self._after = b"" if was_last else batch[-1].block_id
+        self._batches += 1
+        self.is_over = was_last or self._batches == _MEND_BATCHES_MAX
+        return batch
+
+    def note(self, healed: int) -> None:
+        self.healed += healed
+
+
 class Mending:
     """The worker that asks the peers again for what is broken: a peer that was away may be back."""
 
@@ -62,6 +95,7 @@ class Mending:
         self._asked: frozenset[SiteId] = frozenset()
         self._pause_s = _MEND_EVERY_S
         self._next_at = 0.0
+        self._round = _Round()
 
     async def step(self) -> Outcome:
         """Ask soon when a peer has come back, and ever more rarely while nobody can help."""
@@ -70,11 +104,15 @@ class Mending:
         is_due = bool(peers - self._asked) or trio.current_time() >= self._next_at
         if not broken or not peers or not is_due:
             return Idle(_MEND_EVERY_S)
-        answer = await self._healer.heal(broken[:_MEND_BATCH])
+        answer = await self._healer.heal(self._round.next_batch(broken))
+        self._round.note(len(answer.healed))
+        if not self._round.is_over:
+            return Busy()
         self._asked = peers
-        self._pause_s = _MEND_EVERY_S if answer.healed else min(self._pause_s * 2, _MEND_MOST_S)
+        self._pause_s = _MEND_EVERY_S if self._round.healed else min(self._pause_s * 2, _MEND_MOST_S)
         self._next_at = trio.current_time() + self._pause_s
-        return Busy() if answer.healed and len(broken) > _MEND_BATCH else Idle(_MEND_EVERY_S)
+        self._round.begin()
+        return Idle(_MEND_EVERY_S)
 
 
 class Collecting:

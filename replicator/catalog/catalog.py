@@ -12,6 +12,7 @@ from pathlib import Path
 from protocol.ids import BlockId, SiteId, SnapshotId, VolumeId
 from replicator.catalog.copies import Copies
 from replicator.catalog.database import MIGRATIONS
+from replicator.catalog.lost import LostRecords
 from replicator.catalog.model import EVERY_VOLUME, Snapshot, Volume
 from replicator.catalog.peers import Peers
 from replicator.catalog.promises import Promises
@@ -35,9 +36,14 @@ def _open(path: Path) -> Database:
         database.close()
     except sqlite3.DatabaseError as error:
         found = str(error)
-    raise CatalogError(
+    raise _unusable(path, found)
+
+
+def _unusable(path: Path, found: str) -> CatalogError:
+    return CatalogError(
         f"The catalogue at {path} cannot be used: {found}.",
-        hint="Put a copy of it back, with its -wal file. The blocks are not touched; peers have the snapshots.",
+        hint="Put a copy of it back, with its -wal file; or move it away: the snapshots are then found again in the "
+        "store, and peers and schedules have to be made again.",
     )
 
 
@@ -48,7 +54,14 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
         self.db = _open(path)
         self._clock = clock
         self.peers = Peers(self.db, clock=clock)
+        self.lost = LostRecords(self.db)
         self._records: dict[bytes, SnapshotRecord] = {}
+        try:
+            self.volumes()
+            self.peers.all()
+        except (ValueError, TypeError) as error:
+            self.db.close()
+            raise _unusable(path, f"what it says of volumes or peers is damaged ({error})") from error
 
     def close(self) -> None:
         self.db.close()

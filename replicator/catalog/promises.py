@@ -32,11 +32,27 @@ class Promises:
         with self.db.write() as connection:
             connection.execute("UPDATE volumes SET exclude = ? WHERE volume_id = ?", (json.dumps(patterns), volume_id))
 
+    def begin_protection(self, volume_id: bytes) -> None:
+        """Count a volume among what is protected here (again)."""
+        with self.db.write() as connection:
+            connection.execute("DELETE FROM facts WHERE name = ?", (f"ended:{volume_id.hex()}",))
+
     def end_protection(self, volume_id: bytes) -> None:
-        """No more schedule and no more syncs of this volume; what was taken stays."""
+        """No more schedule and no more syncs of this volume. What was taken stays; if nothing ever was, it is gone."""
+        ended, numbered = f"ended:{volume_id.hex()}", f"sequence:{volume_id.hex()}"
         with self.db.write() as connection:
             connection.execute("DELETE FROM protections WHERE volume_id = ?", (volume_id,))
             connection.execute("DELETE FROM syncs WHERE volume_id = ?", (volume_id,))
+            sql = "SELECT 1 FROM facts WHERE name = ? UNION SELECT 1 FROM snapshots WHERE volume_id = ?"
+            if connection.execute(sql, (numbered, volume_id)).fetchone() is None:
+                connection.execute("DELETE FROM volumes WHERE volume_id = ?", (volume_id,))
+            else:
+                connection.execute("INSERT OR REPLACE INTO facts VALUES (?, 'yes')", (ended,))
+
+    def is_ended(self, volume_id: bytes) -> bool:
+        """Whether somebody said that this volume is no longer protected here."""
+        sql = "SELECT 1 FROM facts WHERE name = ?"
+        return self.db.read().execute(sql, (f"ended:{volume_id.hex()}",)).fetchone() is not None
 
     def protections(self) -> list[Protection]:
         rows = self.db.read().execute("SELECT * FROM protections ORDER BY next_run_ns")

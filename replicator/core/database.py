@@ -9,7 +9,7 @@ that reads has a connection of its own, which goes when the thread goes.
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from weakref import WeakSet, finalize
 
@@ -41,12 +41,17 @@ class Database:
         self._local = threading.local()
         self._write_lock = threading.RLock()
         self._readers: WeakSet[_Reader] = WeakSet()
-        self._writer = self._connect()
         try:
-            self._migrate(migrations)
-        except BaseException:
-            self._writer.close()
-            raise
+            self._writer = self._connect()
+            try:
+                self._migrate(migrations)
+                self._check_schema(migrations)
+            except BaseException:
+                self._writer.close()
+                raise
+        except UnicodeDecodeError as error:
+            # SQLite's message quotes what it cannot parse as it is, and Python cannot make text of that.
+            raise _damaged() from error
 
     def _migrate(self, migrations: tuple[str, ...]) -> None:
         version: int = self._writer.execute("PRAGMA user_version").fetchone()[0]
@@ -58,9 +63,22 @@ class Database:
         for number, script in enumerate(migrations[version:], version + 1):
             self._writer.executescript(f"BEGIN; {script}; PRAGMA user_version={number}; COMMIT;")
 
+    def _check_schema(self, migrations: tuple[str, ...]) -> None:
+        """A flipped bit in the name of a column makes another valid schema, which no check of SQLite's own can see.
+
+        Raises `sqlite3.DatabaseError`.
+        """
+        with closing(sqlite3.connect(":memory:")) as fresh:
+            for script in migrations:
+                fresh.executescript(script)
+            if _schema(fresh) != _schema(self._writer):
+                raise _damaged()
+
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=30)
         try:
+            # One rotten letter must not make a row that nobody can read.
+            connection.text_factory = _text
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA cache_size=-16384")
@@ -122,3 +140,19 @@ class Database:
                 reader.connection.close()
             self._readers.clear()
             self._writer.close()
+
+
+def _schema(connection: sqlite3.Connection) -> list[tuple[str, str, str | None]]:
+    return connection.execute(
+        "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY type, name"
+    ).fetchall()
+
+
+def _damaged() -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError("its schema is damaged")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="backslashreplace")

@@ -21,11 +21,16 @@ class ReplicatorError(Exception):
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _as_text(message)
+        self.hint = _as_text(hint)
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
+
+
+def _as_text(words: str) -> str:
+    """A path in a message may hold bytes that are no text. JSON and terminals take only text."""
+    return words.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class ConfigError(ReplicatorError):
@@ -50,6 +55,17 @@ class SourceError(ReplicatorError):
     """What should be protected, or the place to restore to, cannot be used."""
 
     code, exit_code = "source", 66
+
+
+class TargetFull(ReplicatorError):
+    """There is no room where it should be restored to."""
+
+    code, exit_code, retryable = "target_full", 73, True
+
+    def __init__(self, target: object) -> None:
+        super().__init__(
+            f"There is no room left at {target}.", hint="Make room, or choose another target, and run it again."
+        )
 
 
 class StoreError(ReplicatorError):

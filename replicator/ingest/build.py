@@ -1,7 +1,9 @@
 """From what was read, in key order, to the map of a tree, its memo and its counts."""
 
 from dataclasses import replace
+from typing import Final
 
+from protocol.limits import KIB, MIB
 from protocol.wire.hashing import Kind
 from replicator.catalog.manifest.editor import MapEditor
 from replicator.catalog.manifest.entries import (
@@ -11,7 +13,7 @@ from replicator.catalog.manifest.entries import (
     encode_entry,
     key_path,
 )
-from replicator.catalog.manifest.nodes import Shape, number_key
+from replicator.catalog.manifest.nodes import Shape, ends_after, number_key
 from replicator.core.ports import Offload
 from replicator.core.progress import Progress
 from replicator.ingest.config import IngestConfig
@@ -22,6 +24,11 @@ from replicator.ingest.scan import Found
 from replicator.ingest.sealer import NodeBuffer, Sealer
 from replicator.ingest.sources import Skipped, Taken, Tally
 from replicator.ingest.still import stamp
+
+_LARGE_ENTRY: Final = 8 * KIB
+"""Below this, an entry is mostly its pieces; hundreds of those fit into a node, and it has 32 on average."""
+_LEAF_BYTES_MAX: Final = 3 * MIB
+"""What entries of one node may take before attributes are left out. The rest is for the keys."""
 
 Answer = list[Found | FileRead] | FileRead | Window
 
@@ -48,6 +55,8 @@ class TreeBuilder:
         # No base: what is put is looked up anyway, and nodes that did not change come out the same.
         self._editor = MapEditor(Shape.NAMES, self._nodes, reader=None, base=None)
         self._tally = Tally()
+        self._leaf_bytes = 0
+        """Of the node that is being filled, once a large entry has gone into it."""
         self._moved: dict[bytes, bytes | None] = {}
         """First paths of linked files that could not be read, and the path that took their place, if one did."""
 
@@ -92,7 +101,21 @@ class TreeBuilder:
 
     async def _put(self, key: bytes, packed: bytes) -> None:
         self._tally.entries += 1
+        if len(packed) > _LARGE_ENTRY or self._leaf_bytes:
+            packed = self._fitted(key, packed)
         await self._editor.put(key, packed)
+
+    def _fitted(self, key: bytes, packed: bytes) -> bytes:
+        """The entry, without its attributes if the node that it goes into has no room for them.
+
+        Which paths share a node depends on their names alone, so what does not fit cannot go elsewhere.
+        """
+        entry = decode_entry(packed)
+        if self._leaf_bytes + len(packed) > _LEAF_BYTES_MAX and entry.xattrs:
+            self._tally.skipped.append(Skipped(key_path(key), "its extended attributes: its neighbours have too many"))
+            packed = encode_entry(replace(entry, xattrs=()))
+        self._leaf_bytes = 0 if ends_after(Shape.NAMES, 0, key, b"") else self._leaf_bytes + len(packed)
+        return packed
 
     async def _put_found(self, found: Found) -> None:
         if found.is_remembered:

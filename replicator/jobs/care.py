@@ -1,5 +1,6 @@
 """Looking after the store: scrub, repair, verify, collect."""
 
+from contextlib import suppress
 from typing import Any
 
 from protocol.ids import BLOCK_ID_BYTES, BlockId
@@ -9,6 +10,7 @@ from replicator.core.progress import Progress
 from replicator.jobs.parts import Parts
 from replicator.jobs.runner import JobContext
 from replicator.repair.coverage import find_touched
+from replicator.repair.records import RecordsUnread, account_for_records
 from replicator.store.collect import Collected, Mark, Marks, MarkSet
 from replicator.store.ports import Cause, Fault
 
@@ -49,6 +51,8 @@ class CareJobs:
             healed += len(answer.healed)
             unhealed += answer.unhealed
             context.progress.set_done(min(len(broken), at + 256))
+        with suppress(RecordsUnread):  # There is an alert for it, and the broken records are among the broken blocks.
+            await account_for_records(parts.catalog, parts.reader, give_up=False)
         return {
             "damaged": len(broken),
             "healed": healed,
@@ -103,11 +107,12 @@ class CareJobs:
         return faults
 
     async def collect(self, context: JobContext) -> dict[str, Any]:
-        """`{"grace_s": number|None, "dry_run": bool, "undo": bool}`."""
+        """`{"grace_s": number|None, "dry_run": bool, "undo": bool, "give_up": bool}`."""
         parts = self._parts
         if context.args.get("undo"):
             saved = await parts.offload.run(parts.collector.undo)
             return {"undone": saved}
+        await account_for_records(parts.catalog, parts.reader, give_up=bool(context.args.get("give_up")))
         grace_s = context.args.get("grace_s")
         dry_run = bool(context.args.get("dry_run"))
         grace_s = parts.grace_s if grace_s is None else float(grace_s)

@@ -33,6 +33,11 @@ _KEPT: Final = 5000
 """Finished jobs that stay in the table: months of hourly work."""
 
 _UNWRITTEN_MAX: Final = 100
+_NOT_DAMAGE: Final = (
+    sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED,
+)  # fmt: skip
+"""What a whole file can be refused with: it must not be put aside for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +147,18 @@ def _dump(value: dict[str, Any] | None) -> str | None:
     return None if value is None else json.dumps(value)
 
 
+def _check(database: Database) -> str:
+    """`ok`, or what is wrong with the file or with a row."""
+    try:
+        found: str = database.read().execute("PRAGMA quick_check(1)").fetchone()[0]
+        for row in database.read().execute("SELECT args, result, error FROM jobs"):
+            for text in row:
+                _load(text)
+    except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+        return str(error)
+    return found
+
+
 def _open(path: Path) -> Database:
     """The table, or, if its file is damaged, a new one: what is lost is the memory of work, not work.
 
@@ -149,13 +166,14 @@ def _open(path: Path) -> Database:
     """
     try:
         database = Database(path, _MIGRATIONS)
-        if (found := database.read().execute("PRAGMA quick_check(1)").fetchone()[0]) == "ok":
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _NOT_DAMAGE:
+            raise ConfigError(f"{path} cannot be opened: {error}.", hint="Look at its owner and its disk.") from error
+        found = str(error)
+    else:
+        if (found := _check(database)) == "ok":
             return database
         database.close()
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise ConfigError(f"{path} cannot be opened: {error}.") from error
-        found = str(error)
     get_logger().warning("jobs.damaged", path=str(path), found=found, then="beginning a new history")
     for suffix in ("", "-wal", "-shm"):
         damaged = Path(f"{path}{suffix}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from replicator.catalog.records import SnapshotRecord
 from replicator.core.errors import SourceError, UsageError
+from replicator.core.paths import read_path
 from replicator.jobs.parts import Parts
 from replicator.jobs.runner import JobContext
 from replicator.restore.diff import compare_tree
@@ -28,8 +29,8 @@ class RestoreJobs:
     async def run(self, context: JobContext) -> dict[str, Any]:
         args = context.args
         record = self._parts.catalog.snapshot(bytes.fromhex(args["snapshot"])).record
-        target = Path(args["target"])
-        only = os.fsencode(args["only"]) if args.get("only") else None
+        target = self._target(args["target"])
+        only = _bytes_of(args["only"]) if args.get("only") else None
         if record.kind == "image" and only is not None:
             raise UsageError(f"{record.volume_name} is an image: it has no paths.", hint="Leave out --only.")
         if args.get("dry_run"):
@@ -37,6 +38,15 @@ class RestoreJobs:
         began = time.monotonic()
         restored = await self._restore(record, target, only, context)
         return describe_restored(record, restored, took_s=time.monotonic() - began)
+
+    def _target(self, text: str) -> Path:
+        """Raises `UsageError` for a path that depends on where we are, or one among the node's own files."""
+        target = Path(os.fsdecode(_bytes_of(text)))
+        if not target.is_absolute():
+            raise UsageError(f"{target} is not a whole path.", hint="Begin it with a slash.")
+        if target.resolve().is_relative_to(own := self._parts.memo_folder.parent.resolve()):
+            raise UsageError(f"{target} is in the node's own folder, {own}.", hint="Restore to another place.")
+        return target
 
     async def _restore(self, record: SnapshotRecord, target: Path, only: bytes | None, context: JobContext) -> Restored:
         parts, overwrite = self._parts, bool(context.args.get("overwrite"))
@@ -77,6 +87,13 @@ class RestoreJobs:
             "create": [_text(path) for path in found.created_paths],
             "change": [_text(path) for path in found.changed_paths],
         }
+
+
+def _bytes_of(text: str) -> bytes:
+    try:
+        return read_path(text)
+    except ValueError:
+        raise UsageError(f"{text!r} does not spell a path.", hint="After `hex:` come pairs of digits.") from None
 
 
 def _compare_image(target: Path) -> dict[str, Any]:

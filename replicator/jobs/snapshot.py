@@ -142,6 +142,8 @@ def source_of(volume: Volume, *, own_folder: Path) -> Source:
             f"{volume.name} is a copy from site {volume.origin.hex()[:12]}.", hint="Snapshots of it are taken there."
         )
     path = Path(os.fsdecode(volume.path))
+    if path.resolve().is_relative_to(own_folder.resolve()):
+        raise SourceError(f"{path} leads into the node's own folder.", hint="Has a link been changed?")
     if volume.kind == "tree":
         inside = own_folder.resolve().is_relative_to(path.resolve())
         own = (f"/{_escaped(own_folder.resolve().relative_to(path.resolve()))}/",) if inside else ()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from replicator.catalog.lost import RECOVERED
 from replicator.catalog.model import Protection
 from replicator.core.units import format_span
 from replicator.jobs.parts import Parts
@@ -50,6 +51,15 @@ def _of_store(parts: Parts) -> Iterator[Alert]:
     if counted.broken_blocks:
         text = f"{counted.broken_blocks} blocks are broken and no peer has given a sound copy yet."
         yield Alert("blocks_broken", "store", text, "Run `replicator repair`; it lists what they touch.")
+    if unread := parts.catalog.lost.unread():
+        text = f"The records of {len(unread)} snapshots cannot be read, so nothing is collected."
+        hint = (
+            "Run `replicator repair` when a peer that has them is linked, or give them up: `replicator gc --give-up`."
+        )
+        yield Alert("records_unread", "store", text, hint)
+    if parts.catalog.fact(RECOVERED) and not parts.catalog.peers.all() and not parts.catalog.protections():
+        text = "The catalogue was lost. Its snapshots were found again; peers, schedules and syncs were not."
+        yield Alert("catalogue_rebuilt", "catalogue", text, "Pair again, and protect again what this site promised.")
 
 
 def _of_schedule(parts: Parts) -> Iterator[Alert]:

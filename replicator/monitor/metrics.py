@@ -1,4 +1,8 @@
-"""The same facts for Prometheus. Names and labels are part of the interface: `docs/operations.md` lists them."""
+"""The same facts for Prometheus. Names and labels are part of the interface: `docs/operations.md` lists them.
+
+A name alone does not make a series: a peer may send a volume that is called like one of ours, and the same
+labels twice make Prometheus refuse the page. So there is always an id beside what is not unique here.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -29,8 +33,9 @@ class StatusCollector(Collector):
             repairs.add_metric([what], count)
         yield repairs
         alerts = _family("alert", "1 for each alert that is on.", ["kind", "subject"])
-        for alert in page["alerts"]:
-            alerts.add_metric([alert["kind"], alert["subject"]], 1)
+        # Two volumes of one name may have the same one.
+        for kind, subject in sorted({(alert["kind"], alert["subject"]) for alert in page["alerts"]}):
+            alerts.add_metric([kind, subject], 1)
         yield alerts
 
 
@@ -76,12 +81,12 @@ def _peers(peers: list[dict[str, Any]]) -> Iterable[Metric]:
 
 
 def _volumes(volumes: list[dict[str, Any]]) -> Iterable[Metric]:
-    count = _family("volume_snapshots", "Snapshots here.", ["volume", "origin"])
-    age = _family("volume_newest_age_seconds", "Age of the newest snapshot here.", ["volume", "origin"])
+    count = _family("volume_snapshots", "Snapshots here.", ["volume", "origin", "volume_id"])
+    age = _family("volume_newest_age_seconds", "Age of the newest snapshot here.", ["volume", "origin", "volume_id"])
     success = _family("protection_last_success_seconds", "Since the last good scheduled snapshot.", ["volume"])
     due = _family("protection_next_run_seconds", "Until the next scheduled snapshot.", ["volume"])
     for volume in volumes:
-        labels = [volume["name"], volume["origin"]]
+        labels = [volume["name"], volume["origin"], volume["volume_id"][:8]]
         count.add_metric(labels, volume["snapshots"])
         if volume["newest_age_s"] is not None:
             age.add_metric(labels, volume["newest_age_s"])
@@ -94,13 +99,12 @@ def _volumes(volumes: list[dict[str, Any]]) -> Iterable[Metric]:
 
 
 def _syncs(syncs: list[dict[str, Any]]) -> Iterable[Metric]:
-    lag = _family(
-        "sync_lag_seconds", "Age of the oldest snapshot that the peer has not signed for.", ["volume", "peer"]
-    )
-    pending = _family("sync_pending_snapshots", "Snapshots that the peer has not signed for.", ["volume", "peer"])
-    success = _family("sync_last_success_seconds", "Since the peer last had everything.", ["volume", "peer"])
+    names = ["volume", "peer", "sync"]
+    lag = _family("sync_lag_seconds", "Age of the oldest snapshot that the peer has not signed for.", names)
+    pending = _family("sync_pending_snapshots", "Snapshots that the peer has not signed for.", names)
+    success = _family("sync_last_success_seconds", "Since the peer last had everything.", names)
     for sync in syncs:
-        labels = [sync["volume"], sync["peer"]]
+        labels = [sync["volume"], sync["peer"], sync["sync_id"]]
         lag.add_metric(labels, sync["lag_s"])
         pending.add_metric(labels, sync["pending_snapshots"])
         if sync["last_success_s"] is not None:

@@ -14,18 +14,20 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from blake3 import blake3
+
 from protocol.ids import BlockId
 from protocol.limits import MIB
 from protocol.wire.envelope import Buffer
 from replicator.catalog.manifest.nodes import Shape, key_number
 from replicator.catalog.manifest.walk import entries
-from replicator.core.errors import ManifestDamaged, SourceError
+from replicator.core.errors import ManifestDamaged, ReplicatorError, SourceError, TargetFull
 from replicator.core.files import sync_directory
 from replicator.core.ports import Offload
 from replicator.core.progress import Progress
 from replicator.restore.flow import BATCH_BYTES, run_ahead
 from replicator.restore.tree import Restored
-from replicator.restore.writer import pwrite_all
+from replicator.restore.writer import NO_ROOM, pwrite_all
 from replicator.store.ports import BlockReader
 
 _ZEROS: Final = bytes(1 * MIB)
@@ -52,7 +54,7 @@ async def restore_image(
 ) -> Restored:
     """Write the image to `target`. All of it is on the disk when this returns.
 
-    Raises `SourceError` if the target cannot be used, `BlockMissing`, `ManifestDamaged`. A file that
+    Raises `SourceError` if the target cannot be used, `TargetFull`, `BlockMissing`, `ManifestDamaged`. A file that
     was there before is untouched then; a device is not.
     """
     output = await offload.run(partial(_Output, target, size_bytes=size_bytes, overwrite=overwrite))
@@ -102,13 +104,18 @@ class _Output:
     def __init__(self, target: Path, *, size_bytes: int, overwrite: bool) -> None:
         self._target = target
         self._size_bytes = size_bytes
-        self._beside = target.with_name(target.name + ".part")
+        # Found again after a kill, and never a file of somebody else's.
+        self._beside = target.with_name(f".replicator-{blake3(os.fsencode(target.name)).hexdigest(8)}.part")
         self._is_whole = False
         self.at = 0
         self.bytes_written = 0
         try:
-            self._is_device = target.exists() and stat.S_ISBLK(target.stat().st_mode)
-            if target.exists() and not overwrite:
+            there = target.stat().st_mode if target.exists() else None
+            self._is_device = there is not None and stat.S_ISBLK(there)
+            if there is not None and not (self._is_device or stat.S_ISREG(there)):
+                # Renaming a file over /dev/null, or a pipe, would be a strange kind of restore.
+                raise SourceError(f"{target} is neither a file nor a block device.", hint="Name a new file.")
+            if there is not None and not overwrite:
                 raise SourceError(f"{target} exists.", hint="Say --overwrite to replace what it holds.")
             self._handle = self._open_device() if self._is_device else self._open_file()
         except OSError as error:
@@ -145,7 +152,7 @@ class _Output:
                 self.at = offset + len(body)
                 self.bytes_written += len(body)
         except OSError as error:
-            raise SourceError(f"Writing {self._target} failed: {error.strerror}.", hint="Check that disk.") from error
+            raise self._failure(error) from error
 
     def _fill_until(self, offset: int) -> None:
         """A new file has zeros where nothing was written; a device has what it had."""
@@ -160,8 +167,13 @@ class _Output:
                 os.replace(self._beside, self._target)
                 sync_directory(self._target.parent)
         except OSError as error:
-            raise SourceError(f"Writing {self._target} failed: {error.strerror}.", hint="Check that disk.") from error
+            raise self._failure(error) from error
         self._is_whole = True
+
+    def _failure(self, error: OSError) -> ReplicatorError:
+        if error.errno in NO_ROOM:
+            return TargetFull(self._target.parent)
+        return SourceError(f"Writing {self._target} failed: {error.strerror}.", hint="Check that disk.")
 
     def close(self) -> None:
         os.close(self._handle)

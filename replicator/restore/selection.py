@@ -61,7 +61,7 @@ def is_inside(key: bytes, wanted: bytes) -> bool:
 
 def _not_found(key: bytes) -> NotFound:
     shown = key_path(key).decode(errors="backslashreplace")
-    return NotFound(f"The snapshot has no path {shown!r}.", hint="List it with `replicator ls`.")
+    return NotFound(f"The snapshot has no path {shown!r}.", hint="`replicator snapshot show` lists what is there.")
 
 
 async def pieces_of(reader: BlockReader, entry: Entry) -> AsyncGenerator[tuple[int, BlockId], None]:

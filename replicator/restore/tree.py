@@ -68,11 +68,11 @@ async def restore_tree(
     same is not written again. With it, everything is written afresh, folders are merged, and what
     the snapshot does not name stays. `as_root` restores owners, setuid and devices.
 
-    Raises `SourceError` if the target cannot be used, `NotFound` if `only` is not in the snapshot,
+    Raises `SourceError` if the target cannot be used, `TargetFull`, `NotFound` if `only` is not in the snapshot,
     `ManifestDamaged`, `BlockMissing` for a node of the manifest.
     """
     handle, was_empty = await offload.run(_open_target, target)
-    writer = TreeWriter(handle, overwrite=overwrite, as_root=as_root)
+    writer = TreeWriter(handle, target, overwrite=overwrite, as_root=as_root)
     planner = _Planner(reader, root, handle, only=only, looks=not (was_empty or overwrite), offload=offload)
     progress.begin("restoring")
 

@@ -9,10 +9,12 @@ Invariant: every name is used relative to a descriptor of a folder that this wri
 below the target without following a link.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from blake3 import blake3
@@ -21,10 +23,12 @@ from protocol.ids import ZERO_BLOCK, BlockId
 from protocol.limits import MIB
 from protocol.wire.envelope import Buffer
 from replicator.catalog.manifest.entries import Entry, key_path
+from replicator.core.errors import TargetFull
 from replicator.restore.attributes import apply_named, apply_open
 from replicator.restore.folders import open_folder, open_or_make, split
 
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 _ZEROS: Final = bytes(1 * MIB)
 
 
@@ -67,8 +71,9 @@ class _File:
 class TreeWriter:
     """Writes below an open target folder. Blocking; one thread at a time."""
 
-    def __init__(self, root_handle: int, *, overwrite: bool, as_root: bool) -> None:
+    def __init__(self, root_handle: int, target: Path, *, overwrite: bool, as_root: bool) -> None:
         self._root_handle = root_handle
+        self._target = target
         self._overwrite = overwrite
         self._as_root = as_root
         self._open: list[_Folder] = [_Folder(b"", os.dup(root_handle), None)]
@@ -80,11 +85,13 @@ class TreeWriter:
         self.bytes_written = 0
 
     def apply(self, steps: Sequence[Step], bodies: dict[BlockId, Buffer]) -> None:
-        """Do these steps. What fails is noted, and the next is tried."""
+        """Do these steps. What fails is noted, and the next is tried. Raises `TargetFull`: so would the rest."""
         for step in steps:
             try:
                 self._apply_one(step, bodies)
             except OSError as error:
+                if error.errno in NO_ROOM:
+                    raise TargetFull(self._target) from error
                 self._fail(step.key, error.strerror or str(error))
 
     def finish(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from cyclopts import App
 
-from replicator.app.main import app
+from replicator.app.cli.program import app
 from replicator.core import errors
 from tests.support.nodes import run_cli
 

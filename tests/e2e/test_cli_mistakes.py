@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -132,11 +133,85 @@ def test_with_json_an_error_is_one_value_on_stdout(home: Node) -> None:
     expect_json(home.cli("frobnicate", "--json"), 64, "usage")
 
 
-def test_a_path_that_is_not_text_is_refused_with_a_sentence(home: Node, folder: Path) -> None:
+def test_a_path_that_is_not_text_can_be_protected_listed_and_restored_alone(home: Node, folder: Path) -> None:
     odd = Path(os.fsdecode(os.fsencode(folder) + b"/\xff"))
-    odd.mkdir()
+    (odd / os.fsdecode(b"in\xfe")).mkdir(parents=True)
+    (odd / os.fsdecode(b"in\xfe") / "file").write_bytes(b"found")
+    (odd / "other").write_bytes(b"other")
     said = home.cli("protect", str(odd))
-    assert said.code == 64 and "UTF-8" in said.text
+    assert said.code == 0 and "\\xff (tree)" in said.out, said
+    assert home.cli("snapshot", "create", "\\xff").code == 0
+    assert "file" in home.cli("snapshot", "show", "\\xff", os.fsdecode(b"in\xfe")).out
+    target = Path(os.fsdecode(os.fsencode(folder) + b"/back\xfd"))
+    said = home.cli("restore", "\\xff", str(target), "--only", os.fsdecode(b"in\xfe/file"))
+    assert said.code == 0 and "back\\xfd" in said.out, said
+    assert (target / os.fsdecode(b"in\xfe") / "file").read_bytes() == b"found"
+    assert not (target / "other").exists()
+    said = home.cli("protect", str(odd / "gone"))
+    assert said.code == 66 and "\\xff/gone" in said.text, said
+    said = home.cli("protect", str(odd), "--exclude", os.fsdecode(b"\xff"))
+    assert said.code == 64 and "UTF-8" in said.text and "every_s" not in said.text, said
+
+
+def test_a_name_that_would_give_orders_to_the_terminal_is_shown_as_escapes(home: Node, folder: Path) -> None:
+    evil = write_tree(folder / "evil\x1b[31m", files=1, size=10)
+    (evil / "two\nlines\x1b]0;title\x07").write_bytes(b"x")
+    assert home.cli("protect", str(evil), "--name", "evil\x1b[2J").code == 0
+    assert home.cli("snapshot", "create", "evil\x1b[2J").code == 0
+    texts = [
+        home.cli(*words)
+        for words in (
+            ("snapshot", "show", "evil\x1b[2J"), ("status",), ("snapshot", "list"), ("protect", str(evil)),
+            ("restore", "evil\x1b[2J", str(folder / "evil-back"), "--dry-run"), ("snapshot", "show", "no\x1b[2J"),
+        )
+    ]  # fmt: skip
+    assert all("\x1b" not in said.out + said.err and "\x07" not in said.out for said in texts), texts
+    assert "two\\nlines\\x1b]0;title" in texts[0].out
+    listing = home.cli("snapshot", "show", "evil\x1b[2J", "--json").json["listing"]
+    assert listing[-1]["name"] == "two\nlines\x1b]0;title\x07", "programs get it as it is"
+
+
+def test_a_source_that_can_never_be_one_is_refused_at_once(home: Node, folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    for path in (str(folder / "pipe"), "/dev/null"):
+        expect(home.cli("protect", path), 66, path, "neither a folder, a file nor a block device")
+    expect(home.cli("protect", ""), 64, "empty")
+    expect(home.cli("restore", "data", ""), 64, "empty")
+    (folder / "way in").symlink_to(home.root)
+    for inside in (home.root, home.root / "store", home.root / "identity.key", folder / "way in"):
+        expect(home.cli("protect", str(inside)), 64, "node's own folder")
+    expect(home.cli("restore", "data", str(home.root / "store"), "--overwrite"), 64, "node's own folder")
+    refused = {"pipe", "null", "home", "store", "identity.key", "way in"}
+    assert refused.isdisjoint(one["name"] for one in home.client.get("/v1/volumes"))
+
+
+def test_closed_streams_and_a_terminal_that_knows_ascii_only_are_no_bugs(home: Node, folder: Path) -> None:
+    write_tree(folder / "ascii", files=1, size=10)
+    (folder / "ascii" / "ünï").write_bytes(b"x")
+    assert home.cli("protect", str(folder / "ascii")).code == 0
+    assert home.cli("snapshot", "create", "ascii").code == 0
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = f"{PROGRAM[0]} -m {PROGRAM[2]} snapshot show ascii --state {home.root}"
+    for redirect, code in (("", 0), (">&-", 0), ("2>&-", 0), (">&- 2>&-", 0), (">/dev/full", 74)):
+        done = subprocess.run(f"{command} {redirect}", shell=True, env=environment, capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr, (redirect, done)
+        if not redirect:
+            assert "\\xfcn\\xef" in done.stdout
+
+
+def test_what_is_no_longer_protected_is_left_out_of_a_snapshot_of_everything(tmp_path: Path) -> None:
+    node = Node(tmp_path / "home", "home")
+    with started(node):
+        for name in ("kept", "ended", "never"):
+            assert node.cli("protect", str(write_tree(tmp_path / name, files=1, size=10))).code == 0
+        assert node.cli("snapshot", "create", "kept", "ended").code == 0
+        for name in ("ended", "never"):
+            assert node.cli("unprotect", name).code == 0
+        assert [one["volume"] for one in node.cli("snapshot", "create", "--json").json["snapshots"]] == ["kept"]
+        assert [one["name"] for one in node.status()["volumes"]] == ["kept", "ended"], "nothing was taken of `never`"
+        assert node.cli("snapshot", "create", "ended").code == 0, "by name it still can be"
+        assert node.cli("protect", str(tmp_path / "ended")).code == 0
+        assert len(node.cli("snapshot", "create", "--json").json["snapshots"]) == 2
 
 
 # -- pairing ----------------------------------------------------------------------------------
@@ -303,6 +378,28 @@ def test_a_configuration_that_is_wrong_is_named_with_its_file(tmp_path: Path) ->
     assert said.code == 78 and not (tmp_path / "new/config.toml").exists(), said
 
 
+def test_a_node_that_has_lost_its_settings_does_not_come_up_as_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(tmp_path / "home", "home")
+    with started(node):
+        node.stop()
+    config = (node.root / "config.toml").read_text()
+    (node.root / "config.toml").unlink()
+    monkeypatch.setenv("REPLICATOR_STATE", str(node.root))
+    for words in (("up",), ("up", "--detach")):
+        said = run_cli(*words, prefix=("env",))
+        expect(said, 78, "config.toml is gone", "replicator init")
+    assert not (node.root / "config.toml").exists()
+    key = (node.root / "identity.key").read_bytes()
+    listen = next(line for line in config.splitlines() if line.startswith("listen")).split('"')[1]
+    assert node.cli("init", "--name", "home", "--listen", listen, "--http", "").code == 0
+    assert (node.root / "identity.key").read_bytes() == key
+    again = Node(node.root, "home")
+    with started(again):
+        assert again.status()["site"] == "home"
+
+
 # -- a full disk ------------------------------------------------------------------------------
 
 
@@ -381,6 +478,7 @@ def test_ctrl_c_ends_up_with_0_and_a_command_with_130_and_the_next_run_carries_o
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=30)
         assert child.returncode in (0, 130) and "Traceback" not in err, (out, err)
+        assert child.returncode == 0 or "goes on" in err
         eventually(lambda: not node.status()["jobs"])
         assert len(node.client.get("/v1/snapshots")) == 1, "the node went on with what it was asked"
         assert node.stop(signal.SIGINT) == 0
@@ -398,6 +496,22 @@ def test_ctrl_c_ends_up_with_0_and_a_command_with_130_and_the_next_run_carries_o
         assert tree_of(target) == tree_of(data)
         node.start()
         assert node.cli("verify").code == 0
+
+
+@pytest.mark.parametrize("package", ["attr", "cyclopts", "trio", "httpcore"])
+def test_ctrl_c_while_the_program_is_still_being_loaded_ends_it_with_a_word(
+    home: Node, package: str, tmp_path: Path
+) -> None:
+    said = tmp_path / "said"
+    with said.open("w") as err:
+        child = subprocess.Popen(
+            [PROGRAM[0], "-X", "importtime", *PROGRAM[1:], "status", "--live", "--state", str(home.root)],
+            stdout=subprocess.DEVNULL, stderr=err,
+        )  # fmt: skip
+    eventually(lambda: f"| {package}." in re.sub(" +", " ", said.read_text()))
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=30) == 130
+    assert "Traceback" not in said.read_text() and "Stopped" in said.read_text().splitlines()[-1]
 
 
 def test_ctrl_c_during_the_demo_leaves_no_process_behind(tmp_path: Path) -> None:

@@ -72,3 +72,42 @@ def test_snapshots_come_on_time_are_pruned_to_the_rule_and_each_reaches_the_peer
         assert cabin.cli("verify").code == 0
         assert home.stop(signal.SIGTERM) == 0
         assert "Traceback" not in home.log() + cabin.log()
+
+
+def test_a_paused_sync_sends_nothing_until_resumed_and_an_ended_schedule_takes_no_more(
+    tmp_path: Path,
+) -> None:
+    """Through the command line, and through the client that programs use."""
+    home, cabin = Node(tmp_path / "home", "home"), Node(tmp_path / "cabin", "cabin")
+    data = write_tree(tmp_path / "data", files=2, size=2000)
+    with started(home, cabin):
+        become_peers(home, cabin)
+        assert home.cli("protect", str(data), "--every", "1s", "--keep", "3", "--to", "cabin").code == 0
+        eventually(lambda: cabin.client.get("/v1/snapshots"))
+        [sync] = home.cli("sync", "list", "--json").json
+        said = home.cli("sync", "pause", sync["sync_id"])
+        assert said.code == 0 and "is paused" in said.out
+        eventually(lambda: not [job for job in home.status()["jobs"] if job["kind"] == "sync"])
+        there = len(cabin.client.get("/v1/snapshots"))
+        page = eventually(lambda: (one := home.status()["syncs"][0])["pending_snapshots"] >= 2 and one)
+        assert page["state"] == "paused"
+        assert len(cabin.client.get("/v1/snapshots")) == there
+        assert home.client.post(f"/v1/syncs/{sync['sync_id']}/pause", {"paused": False})["paused"] is False
+        eventually(lambda: len(cabin.client.get("/v1/snapshots")) > there)
+        assert home.cli("sync", "resume", sync["sync_id"]).code == 0, "saying it twice does no harm"
+
+        said = home.cli("unprotect", str(data))
+        assert said.code == 0 and "no schedule" in said.out
+        eventually(lambda: not home.status()["jobs"])
+        taken = home.client.get("/v1/snapshots")
+        time.sleep(2.5)
+        ids = [[one["snapshot"] for one in listed] for listed in (taken, home.client.get("/v1/snapshots"))]
+        assert ids[0] == ids[1]
+        [volume] = home.status()["volumes"]
+        assert volume["protection"] is None and home.status()["syncs"] == []
+        for words in (("sync", "pause"), ("sync", "resume"), ("sync", "remove")):
+            said = home.cli(*words, sync["sync_id"])
+            assert said.code == 66 and sync["sync_id"] in said.text and "sync list" in said.text
+        assert home.cli("unprotect", "data").code == 0
+        said = home.cli("unprotect", "nothing")
+        assert said.code == 66 and "nothing" in said.text

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from protocol.ids import VolumeId
 from replicator.monitor.alerts import Alert, find_alerts
 from replicator.monitor.metrics import render_metrics
 from replicator.monitor.status import StatusSources, node_status
@@ -141,6 +142,24 @@ def test_the_metrics_are_what_prometheus_reads_with_whatever_names_people_choose
     } <= set(families)
     assert {sample.labels["subject"] for sample in families["replicator_alert"].samples} == {odd.name, "farm"}
     assert all(sample.value == sample.value for family in families.values() for sample in family.samples)
+
+
+def test_volumes_of_one_name_make_no_series_twice(watched: Watched) -> None:
+    """A peer's volume is called like ours, twice, because it was rebuilt; each goes to the same other peer."""
+    catalog = watched.site.catalog
+    farm = catalog.peers.add(PEER, name="farm", addresses=[])
+    for number in (1, 2):
+        twin = dataclasses.replace(
+            watched.volume, volume_id=VolumeId(bytes([number]) * 16), origin=farm.site_id, path=None
+        )
+        catalog.add_volume(twin)
+        catalog.add_sync(f"s{number}", volume_id=twin.volume_id, peer=PEER, keep="")
+        catalog.expect(twin.volume_id, PEER, every_s=1)
+    watched.clock.advance(300)
+    text = render_metrics(lambda: node_status(watched.sources())).decode()
+    series = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+    assert len(series) == len(set(series))
+    assert sum(line.startswith("replicator_volume_snapshots{") for line in series) == 3
 
 
 def test_the_status_shows_the_age_of_the_last_success_and_the_next_run(watched: Watched) -> None:

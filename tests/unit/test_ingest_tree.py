@@ -17,7 +17,7 @@ from replicator.catalog.manifest.walk import entries
 from replicator.core.errors import BlockMissing, SourceError
 from replicator.core.ports import ThreadOffload
 from replicator.core.progress import Progress
-from replicator.ingest import files
+from replicator.ingest import build, files
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.pipeline import take
 from replicator.ingest.sources import Skipped, Source, Taken, TreeSource
@@ -445,3 +445,26 @@ async def test_commits_happen_on_the_way(site: Site, folder: Path, monkeypatch: 
     await site.take(folder, config=IngestConfig(batch_bytes=200_000, commit_bytes=300_000))
 
     assert len(commits) >= 2  # The last one, and at least one beside the work.
+
+
+async def test_attributes_that_a_node_has_no_room_for_are_left_out_by_name_and_the_snapshot_is_taken(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 KiB of attributes on each file of a folder are more than a node of the map may hold."""
+    monkeypatch.setattr(build, "_LARGE_ENTRY", 1000)
+    monkeypatch.setattr(build, "_LEAF_BYTES_MAX", 20_000)
+    folder = tmp_path / "labelled"
+    folder.mkdir()
+    for number in range(200):
+        (folder / f"{number:03}").write_bytes(b"%d" % number)
+        try:
+            os.setxattr(folder / f"{number:03}", "user.label", bytes([number]) * 2000)
+        except OSError as error:
+            pytest.skip(f"no attributes here: {error}")
+    for _ in range(2):  # The second one remembers them all.
+        taken = await site.take(folder)
+        found = {key_path(key): decode_entry(packed) async for key, packed in entries(site, taken.root, Shape.NAMES)}
+        bare = {path for path, entry in found.items() if entry.is_file and not entry.xattrs}
+        assert len(found) == 201 and 0 < len(bare) < 180
+        assert {one.path for one in taken.skipped} == bare
+        assert all("neighbours" in one.reason for one in taken.skipped)

@@ -1,5 +1,6 @@
 """Restoring images: every byte, the holes, and nothing half-done under the final name."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,10 @@ from protocol.wire.hashing import Kind
 from replicator.catalog.manifest.editor import MapEditor
 from replicator.catalog.manifest.nodes import Shape, key_number, number_key
 from replicator.catalog.manifest.walk import entries
-from replicator.core.errors import BlockMissing, ManifestDamaged, SourceError
+from replicator.core.errors import BlockMissing, ManifestDamaged, SourceError, TargetFull
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.sources import ImageSource, Taken
+from replicator.restore import image
 from replicator.restore.image import restore_image
 from tests.support.blocks import from_body
 from tests.support.store import put
@@ -104,3 +106,35 @@ async def test_a_map_that_contradicts_the_size_is_refused(site: Site, tmp_path: 
             progress=site.progress,
         )
     assert not (tmp_path / "back").exists()
+
+
+async def test_what_is_no_file_is_never_replaced_by_one(site: Site, tmp_path: Path) -> None:
+    taken = await site.take(image_of(tmp_path / "image", b"new"), config=IngestConfig())
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for target in (tmp_path / "pipe", tmp_path / "folder"):
+        with pytest.raises(SourceError, match="neither a file nor a block device"):
+            await restore(site, taken, target, overwrite=True)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+async def test_a_file_beside_the_target_that_is_somebody_elses_stays(site: Site, tmp_path: Path) -> None:
+    taken = await site.take(image_of(tmp_path / "image", b"new"), config=IngestConfig())
+    (tmp_path / "back.part").write_bytes(b"mine")
+    await restore(site, taken, tmp_path / "back")
+    assert (tmp_path / "back.part").read_bytes() == b"mine"
+    await restore(site, taken, tmp_path / ("n" * 255))
+
+
+async def test_no_room_is_said_as_that_and_leaves_nothing_behind(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = await site.take(image_of(tmp_path / "image", b"new"), config=IngestConfig())
+    monkeypatch.setattr(image, "pwrite_all", no_room)
+    with pytest.raises(TargetFull, match=str(tmp_path)):
+        await restore(site, taken, tmp_path / "back")
+    assert sorted(os.listdir(tmp_path)) == ["image", "site"]
+
+
+def no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,5 +1,6 @@
 """Restoring trees: what comes back is what was there, judged by other tools than ours; and nothing gets out."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -16,7 +17,7 @@ from protocol.wire.hashing import Kind
 from replicator.catalog.manifest.editor import MapEditor
 from replicator.catalog.manifest.entries import SEPARATOR, Entry, encode_entry
 from replicator.catalog.manifest.nodes import Shape
-from replicator.core.errors import ManifestDamaged, NotFound, SourceError
+from replicator.core.errors import ManifestDamaged, NotFound, SourceError, TargetFull
 from replicator.restore import writer
 from replicator.restore.tree import Restored, restore_tree
 from replicator.restore.writer import Failed
@@ -428,3 +429,25 @@ async def test_without_root_setuid_and_devices_are_not_restored(site: Site, tmp_
     )  # fmt: skip
     assert restored.failed == (Failed(b"null", "only root may make a device"),)
     assert stat.S_IMODE((tmp_path / "back" / "tool").stat().st_mode) == 0o755
+
+
+async def test_a_full_target_ends_the_restore_and_the_next_one_carries_on(
+    site: Site, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(folder)
+    taken = await site.take(folder)
+    writes: list[int] = []
+
+    def until_full(handle: int, body: bytes, offset: int) -> None:
+        writes.append(offset)
+        if len(writes) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        os.pwrite(handle, body, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "pwrite_all", until_full)
+        with pytest.raises(TargetFull, match="back"):
+            await restore(site, taken.root, tmp_path / "back")
+    assert len(writes) == 3, "the rest is not tried"
+    assert not [name for _, _, names in os.walk(tmp_path / "back") for name in names if name.endswith(".part")]
+    assert (await restore(site, taken.root, tmp_path / "back")).failed == ()

@@ -8,6 +8,7 @@ from cyclopts import App, Parameter
 from replicator.app.cli.common import DEFAULT, Common, connect, in_url, run_job, run_job_anywhere
 from replicator.app.cli.output import Output, describe_progress, table
 from replicator.core.errors import EXIT_FINDINGS, EXIT_OK, UsageError
+from replicator.core.paths import shown
 from replicator.core.units import format_size, format_span, parse_span
 
 jobs = App(name="jobs", help="Work that is going on, and work that is done.")
@@ -48,7 +49,7 @@ def _print_damage(value: dict[str, Any]) -> None:
     for fault in value["faults"][:20] if value.get("unhealed", 1) else []:
         print(f"  {fault['cause']:10} {fault['block'][:16]} {fault['where']}")
     for one in value["touched"]:
-        print(f"  touches {one['volume']} {one['snapshot']}: {one['where']}")
+        print(shown(f"  touches {one['volume']} {one['snapshot']}: {one['where']}"))
 
 
 def repair(*, common: Common = DEFAULT) -> int:
@@ -113,15 +114,16 @@ def gc(
     dry_run: Annotated[bool, Parameter(negative="", help="Only say what would go.")] = False,
     grace: Annotated[str, Parameter(help="Free what was unneeded for so long; default: gc_grace.")] = "",
     undo: Annotated[bool, Parameter(negative="", help="Bring back what has not been freed yet.")] = False,
+    give_up: Annotated[bool, Parameter(negative="", help="Let go of snapshots whose record is lost.")] = False,
     common: Common = DEFAULT,
 ) -> int:
     """Free the blocks that no snapshot needs: first they are condemned, after the grace they go.
 
-    Exit codes: 0 done, 65 a block could not be read, so nothing was judged, 69 the node is down.
+    Exit codes: 0 done, 65 a block or a snapshot's record could not be read, so nothing was judged, 69 the node is down.
     """
     output = common.output()
     grace_s = None if not grace else 0.0 if grace == "0" else parse_span(grace)
-    args = {"dry_run": dry_run, "undo": undo, "grace_s": grace_s}
+    args = {"dry_run": dry_run, "undo": undo, "grace_s": grace_s, "give_up": give_up}
     value = run_job(common, output, "gc", args)
 
     def human() -> None:

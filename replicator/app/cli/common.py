@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from replicator.app.cli.output import Output
 from replicator.app.config import StateFolder, default_state
-from replicator.core.errors import NodeDown
+from replicator.core.errors import NodeDown, UsageError
 
 
 @Parameter(name="*")
@@ -46,6 +46,14 @@ def in_url(name: str) -> str:
     from replicator.api.client import segment
 
     return segment(name)
+
+
+def absolute(path: str) -> str:
+    """What someone typed, from the root, for a node that runs elsewhere. Raises `UsageError` for nothing at all."""
+    if not path:
+        # An unset variable in a script: "here" is not what was meant.
+        raise UsageError("A path is empty.", hint="Say `.` for the current folder.")
+    return os.path.abspath(path)
 
 
 def new_job_id() -> str:

@@ -21,6 +21,7 @@ from replicator.app.cli.output import age, describe_progress, table
 from replicator.app.config import CONFIG_TEMPLATE, StateFolder, check_name, load_config, parse_config
 from replicator.core.errors import ConfigError, NodeDown, StoreLocked
 from replicator.core.files import sync_directory, write_durably
+from replicator.core.paths import shown
 from replicator.core.units import format_size, format_span
 
 _READY_S = 20.0
@@ -130,6 +131,12 @@ def up(
     folder, output = common.folder, common.output()
     # Only in the default place: a mistyped --state must not silently become a new, empty node.
     if common.state is None and not folder.config.exists():
+        if folder.catalog.exists():
+            # A node that has lost its settings is not a new one: it must not come up under another name and port.
+            raise ConfigError(
+                f"{folder.config} is gone, and {folder.root} is no new folder.",
+                hint="Put a copy back, or write it anew with `replicator init`, which keeps the key and the data.",
+            )
         with contextlib.redirect_stdout(sys.stderr):
             init(name=name, common=replace(common, json=False))
     if detach:
@@ -247,11 +254,11 @@ def _print_status(page: dict[str, Any]) -> None:
         table(lines, ("SYNC", "VOLUME", "TO", "STATE", "PENDING", "LAG", "LAST SUCCESS", ""))
     for job in page["jobs"]:
         progress = describe_progress(job["progress"]) if job["progress"] else job["state"]
-        print(f"\njob {job['job_id']} {job['kind']}: {progress}", end="")
-    if page["jobs"]:
-        print()
+        print("\n" + shown(f"job {job['job_id']} {job['kind']}: {progress}"))
     for alert in page["alerts"]:
-        print(f"\nALERT {alert['kind']} {alert['subject']}: {alert['text']}\n  Next: {alert['hint']}")
+        print()
+        print(shown(f"ALERT {alert['kind']} {alert['subject']}: {alert['text']}"))
+        print(shown(f"  Next: {alert['hint']}"))
 
 
 def _volume_row(volume: dict[str, Any]) -> tuple[object, ...]:

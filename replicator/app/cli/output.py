@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from replicator.core.errors import ReplicatorError
+from replicator.core.paths import shown
 from replicator.core.units import format_size, format_span
 
 _LINE_EVERY_S: Final = 5.0
@@ -39,9 +40,9 @@ class Output:
             body = {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
             print(json.dumps({"error": body}, indent=2))
         else:
-            print(f"Error: {error.message}", file=sys.stderr)
+            print(f"Error: {shown(error.message)}", file=sys.stderr)
             if error.hint:
-                print(f"  Next: {error.hint}", file=sys.stderr)
+                print(f"  Next: {shown(error.hint)}", file=sys.stderr)
 
     def job(self, job: dict[str, Any]) -> None:
         """Show how a job is going: one line that is rewritten on a terminal, a line now and then elsewhere."""
@@ -51,7 +52,7 @@ class Output:
     def progress(self, kind: str, progress: dict[str, Any]) -> None:
         if self.as_json or time.monotonic() - self._began < 0.4:
             return
-        line = f"{kind}: {describe_progress(progress)}"
+        line = shown(f"{kind}: {describe_progress(progress)}")
         if self._is_tty:
             print(f"\r\x1b[2K{line[:150]}", end="", file=sys.stderr, flush=True)
             self._shown = line
@@ -90,7 +91,7 @@ def describe_progress(progress: dict[str, Any]) -> str:
 
 def table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> None:
     """Columns as wide as they need; numbers to the right."""
-    texts = [[str(cell) for cell in row] for row in rows]
+    texts = [[shown(str(cell)) for cell in row] for row in rows]
     widths = [max(len(line[at]) for line in [list(head), *texts]) for at in range(len(head))]
     right = [bool(texts) and all(_looks_numeric(line[at]) for line in texts) for at in range(len(head))]
     for line in [list(head), *texts]:

@@ -6,6 +6,7 @@ from cyclopts import App, Parameter
 
 from replicator.app.cli.common import DEFAULT, Common, connect, in_url
 from replicator.app.cli.output import age, table
+from replicator.core.paths import shown
 
 pair = App(name="pair", help="Become peers with another site by a one-time code.")
 
@@ -42,7 +43,7 @@ def join(
     Exit codes: 0 joined, 64 the code is mistyped, 69 the site is not reachable, 77 the code was refused.
     """
     value = connect(common).post("/v1/pair/join", {"code": code})
-    common.output().result(value, lambda: print(f"{value['peer']} ({value['site_id'][:12]}) is a peer now."))
+    common.output().result(value, lambda: print(shown(f"{value['peer']} ({value['site_id'][:12]}) is a peer now.")))
     return 0
 
 
@@ -74,7 +75,7 @@ def revoke(
     Exit codes: 0 revoked, 66 no such peer, 69 the node is down.
     """
     value = connect(common).delete(f"/v1/peers/{in_url(peer)}")
-    common.output().result(value, lambda: print(f"{value['revoked']} is no longer a peer."))
+    common.output().result(value, lambda: print(shown(f"{value['revoked']} is no longer a peer.")))
     return 0
 
 

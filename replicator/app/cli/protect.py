@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from replicator.app.cli.common import DEFAULT, Common, connect, in_url, run_job
+from replicator.app.cli.common import DEFAULT, Common, absolute, connect, in_url, run_job
 from replicator.app.cli.output import age, table
 from replicator.core.errors import EXIT_FINDINGS, EXIT_OK
+from replicator.core.paths import shown, spell_path
 from replicator.core.units import format_size, format_span, parse_span
 
 snapshot = App(name="snapshot", help="Take, list, look into and delete snapshots.")
@@ -39,7 +40,7 @@ def protect(
     66 no such path or peer, 69 the node is down.
     """
     body = {
-        "path": os.path.abspath(path),
+        "path": spell_path(absolute(path)),
         "name": name,
         "kind": kind,
         "every_s": parse_span(every) if every else 0.0,
@@ -53,7 +54,7 @@ def protect(
     def human() -> None:
         often = f"every {format_span(value['every_s'])}, keeping {value['keep'] or 'all'}"
         promise = often if value["every_s"] else "when you say `replicator snapshot create`"
-        print(f"{value['volume']} ({value['kind']}) is protected: {promise}.")
+        print(shown(f"{value['volume']} ({value['kind']}) is protected: {promise}."))
 
     common.output().result(value, human)
     return 0
@@ -69,7 +70,9 @@ def unprotect(
     found = connect(common).get("/v1/volumes")
     by_path = [one["volume_id"] for one in found if one["path"] == os.path.abspath(volume)]
     value = connect(common).delete(f"/v1/protect/{in_url(by_path[0] if by_path else volume)}")
-    common.output().result(value, lambda: print(f"{value['volume']} has no schedule any more; its snapshots stay."))
+    common.output().result(
+        value, lambda: print(shown(f"{value['volume']} has no schedule any more; its snapshots stay."))
+    )
     return 0
 
 
@@ -93,14 +96,15 @@ def create(
     def human() -> None:
         for one in value["snapshots"]:
             print(
-                f"{one['snapshot'][:12]}  {one['volume']}: {format_size(one['size_bytes'])} in {one['entries']:,} "
+                f"{one['snapshot'][:12]}  {shown(one['volume'])}: {format_size(one['size_bytes'])} in "
+                f"{one['entries']:,} "
                 f"{'paths' if one['kind'] == 'tree' else 'blocks'}, {one['blocks_new']:,} new blocks "
                 f"({format_size(one['bytes_new'])})"
             )
             for skipped in one["skipped"]:
-                print(f"    skipped {skipped['path']}: {skipped['reason']}")
+                print(shown(f"    skipped {skipped['path']}: {skipped['reason']}"))
             for path in one["changed_while_read"]:
-                print(f"    changed while it was read: {path}")
+                print(shown(f"    changed while it was read: {path}"))
 
     output.result(value, human)
     return EXIT_FINDINGS if any(one["skipped_count"] for one in value["snapshots"]) else EXIT_OK
@@ -138,19 +142,19 @@ def show(
     client = connect(common)
     value: dict[str, Any] = client.get(f"/v1/snapshots/{in_url(snapshot)}")
     if value["kind"] == "tree":
-        value["listing"] = client.get(f"/v1/snapshots/{in_url(snapshot)}/entries", path=path)
+        value["listing"] = client.get(f"/v1/snapshots/{in_url(snapshot)}/entries", path=spell_path(path))
 
     def human() -> None:
         for key in ("snapshot", "volume", "kind", "origin", "sequence", "root", "consistency", "system_id", "held"):
-            print(f"{key:12} {value[key]}")
+            print(f"{key:12} {shown(str(value[key]))}")
         print(f"{'taken':12} {age(value['age_s'])}")
         print(
             f"{'size':12} {format_size(value['size_bytes'])} in {value['entries']:,} entries, "
             f"{value['skipped']} skipped"
         )
-        print(f"{'held by':12} {', '.join(value['held_by']) or 'this site only'}")
+        print(f"{'held by':12} {shown(', '.join(value['held_by']) or 'this site only')}")
         for entry in value.get("listing", []):
-            print(f"  {entry['mode']}  {entry['size']:>12,}  {entry['name']}")
+            print(f"  {entry['mode']}  {entry['size']:>12,}  {shown(entry['name'])}")
 
     common.output().result(value, human)
     return 0
@@ -163,7 +167,7 @@ def delete(snapshot: Annotated[str, Parameter(help="The beginning of its id.")],
     Exit codes: 0 deleted, 66 no such snapshot, 77 it is held, 69 the node is down.
     """
     value = connect(common).delete(f"/v1/snapshots/{in_url(snapshot)}")
-    common.output().result(value, lambda: print(f"Deleted {value['deleted'][:12]} of {value['volume']}, here."))
+    common.output().result(value, lambda: print(shown(f"Deleted {value['deleted'][:12]} of {value['volume']}, here.")))
     return 0
 
 
@@ -176,7 +180,7 @@ def hold(
 ) -> int:
     """Keep a snapshot, whatever the keep rule says. Exit codes: 0, 66 no such snapshot, 69 the node is down."""
     value = connect(common).post(f"/v1/snapshots/{in_url(snapshot)}/hold", {"reason": reason})
-    common.output().result(value, lambda: print(f"{value['snapshot'][:12]} is held: {reason}."))
+    common.output().result(value, lambda: print(shown(f"{value['snapshot'][:12]} is held: {reason}.")))
     return 0
 
 

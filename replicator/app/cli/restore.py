@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from replicator.app.cli.common import DEFAULT, Common, run_job_anywhere
+from replicator.app.cli.common import DEFAULT, Common, absolute, run_job_anywhere
 from replicator.core.errors import EXIT_FINDINGS, EXIT_OK
+from replicator.core.paths import shown, spell_path
 from replicator.core.units import format_size, format_span
 
 
@@ -28,13 +29,11 @@ def restore(
     Exit codes: 0 restored, 1 restored but for some paths, 65 a block is nowhere to be had, 66 no such snapshot,
     path or target, 73 no room at the target.
     """
-    import os
-
     output = common.output()
     args = {
         "snapshot": snapshot,
-        "target": os.path.abspath(target),
-        "only": only,
+        "target": spell_path(absolute(target)),
+        "only": spell_path(only),
         "overwrite": overwrite,
         "dry_run": dry_run,
     }
@@ -43,19 +42,19 @@ def restore(
     def human() -> None:
         if dry_run:
             for path in value["create"]:
-                print(f"create  {path}")
+                print(f"create  {shown(path)}")
             for path in value["change"]:
-                print(f"change  {path}")
+                print(f"change  {shown(path)}")
             print(
                 f"{value['create_count']} to create, {value['change_count']} to change, {value['same_count']} the same."
             )
             return
         print(
-            f"Restored {value['entries']:,} entries, {format_size(value['bytes_written'])}, to {args['target']} in "
+            f"Restored {value['entries']:,} entries, {format_size(value['bytes_written'])}, to {shown(target)} in "
             f"{format_span(value['took_s'])}."
         )
         for problem in value["problems"]:
-            print(f"  {problem['path']}: {problem['reason']}")
+            print(shown(f"  {problem['path']}: {problem['reason']}"))
 
     output.result(value, human)
     return EXIT_FINDINGS if value.get("problems_count") else EXIT_OK

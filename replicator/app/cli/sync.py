@@ -7,6 +7,7 @@ from cyclopts import App, Parameter
 from replicator.app.cli.common import DEFAULT, Common, connect, in_url, run_job
 from replicator.app.cli.output import age, table
 from replicator.core.errors import NotFound
+from replicator.core.paths import shown
 from replicator.core.units import format_size, format_span, parse_span
 
 sync = App(name="sync", help="Standing site syncs: snapshots go to a peer, or are fetched from one.")
@@ -57,7 +58,7 @@ def add(
         "rate": rate,
     }  # fmt: skip
     value = connect(common).post("/v1/syncs", body)
-    common.output().result(value, lambda: print(f"Sync {value['sync_id']}: {_what(value)}."))
+    common.output().result(value, lambda: print(shown(f"Sync {value['sync_id']}: {_what(value)}.")))
     return 0
 
 
@@ -102,7 +103,7 @@ def change(
         "prefix": prefix, "passive": passive, "rate": rate,
     }  # fmt: skip
     value = connect(common).patch(f"/v1/syncs/{in_url(sync_id)}", {k: v for k, v in body.items() if v is not None})
-    common.output().result(value, lambda: print(f"Sync {value['sync_id']}: {_what(value)}."))
+    common.output().result(value, lambda: print(shown(f"Sync {value['sync_id']}: {_what(value)}.")))
     return 0
 
 
@@ -133,12 +134,13 @@ def _print_runs(runs: list[dict[str, Any]]) -> None:
             print(
                 "There was nothing to fetch."
                 if one["direction"] == "pull"
-                else f"{one['peer']} has everything already."
+                else shown(f"{one['peer']} has everything already.")
             )
         way = "to" if one["direction"] == "push" else "from"
         for sent in one["sent"]:
             print(
-                f"{sent['volume']} {sent['snapshot'][:12]} {way} {one['peer']}: {sent['blocks']:,} blocks, "
+                f"{shown(sent['volume'])} {sent['snapshot'][:12]} {way} {shown(one['peer'])}: "
+                f"{sent['blocks']:,} blocks, "
                 f"{format_size(sent['block_bytes'])} in {format_span(sent['took_s'])} "
                 f"({format_size(sent['rate_bytes'])}/s), {sent['blocks_twice']} sent twice; "
                 f"the difference took {format_size(sent['summary_bytes'])} and {sent['round_trips']} round trips"

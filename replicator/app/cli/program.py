@@ -1,0 +1,23 @@
+"""Every command in one program. Importing this takes most of a second: see `app/main.py`."""
+
+from cyclopts import App
+
+from replicator import __version__
+from replicator.app.cli import care, demo, node, pair, protect, restore, seed, site, sync, throttle
+
+_HELP = """Keep the data of several sites alive.
+
+A first replicated snapshot takes five commands: `up --detach` on each of two machines, `pair invite` on one and
+`pair join` on the other, and `protect PATH --every 1h --keep 24h,7d,4w --to SITE`.
+"""
+
+app = App(
+    name="replicator",
+    help=_HELP,
+    version=__version__,
+    help_format="markdown",
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,  # `app/main.py` says what goes on without us.
+)
+for _topic in (node, pair, site, protect, sync, throttle, seed, care, restore, demo):
+    _topic.register(app)

@@ -25,7 +25,7 @@ def context(**args: object) -> JobContext:
 
 
 def syncs_of(site: Site) -> SyncJobs:
-    return site.living._standing.syncs
+    return site.living._relations.syncs
 
 
 async def ask(asker: Site, server: Site, request: Message) -> list[object]:
@@ -58,7 +58,7 @@ async def a_hub(folder: Path) -> AsyncIterator[tuple[Site, Site, Site]]:
 
 async def introduce(home: Site, cabin: Site, tower: Site) -> None:
     links = [await home.link_to(cabin), await home.link_to(tower)]
-    await home.living._standing.neighbours.introduce(*links)
+    await home.living._relations.neighbours.introduce(*links)
 
 
 def grant(site: Site, to: Site, *introduced: str) -> None:
@@ -156,7 +156,7 @@ async def test_an_old_key_is_dead_after_the_overlap_and_its_links_are_cut(tmp_pa
         link = await home.link_to(cabin)
         until = cabin.parts.clock.now_ns() + int(1.5e9)
         await ask(home, cabin, news(us, fresh, by_old=us, by_new=fresh, until_ns=until))
-        neighbours = cabin.living._standing.neighbours
+        neighbours = cabin.living._relations.neighbours
         assert not neighbours.end_overlaps() and link.is_open
         await trio.sleep(1.6)
         assert neighbours.end_overlaps()

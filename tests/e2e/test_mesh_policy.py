@@ -33,7 +33,7 @@ def context(**args: object) -> JobContext:
 
 
 def syncs_of(site: Site) -> SyncJobs:
-    return site.living._standing.syncs
+    return site.living._relations.syncs
 
 
 async def ask(asker: Site, server: Site, request: Message) -> list[object]:
@@ -83,9 +83,9 @@ async def test_of_all_messages_only_those_with_a_rule_and_a_handler_are_answered
 
 async def test_a_message_without_a_rule_is_refused_even_if_it_has_a_handler(tmp_path: Path) -> None:
     with open_site(tmp_path / "home", "home") as home:
-        policy = home.living._standing.policy
+        policy = home.living._relations.policy
         with pytest.raises(AssertionError, match="no rule"):
-            policy.guard({SnapshotList: home.living._standing.policy.list_snapshots})
+            policy.guard({SnapshotList: home.living._relations.policy.list_snapshots})
 
 
 @pytest.mark.parametrize(

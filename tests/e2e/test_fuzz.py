@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -9,16 +10,21 @@ import pytest
 import structlog
 
 from protocol.errors import ProtocolError
+from protocol.ids import BlockId, SnapshotId
 from protocol.limits import BLOCK_BODY_MAX
 from protocol.messages.repair import RepairBlocks
 from protocol.messages.snapshots import SnapshotList
 from protocol.wire.envelope import seal, unseal
 from protocol.wire.frames import FrameKind, Lane, pack_header
-from protocol.wire.hashing import Kind
+from protocol.wire.hashing import Kind, block_id
+from replicator.catalog.manifest.entries import Entry, encode_entry
 from replicator.catalog.manifest.nodes import Shape, encode_node, number_key
-from replicator.core.errors import ManifestDamaged
+from replicator.catalog.records import sign_record
+from replicator.core.errors import ManifestDamaged, PeerError
+from tests.support.blocks import from_body
 from tests.support.fuzz import fuzz, is_good
-from tests.support.nodes import a_pair
+from tests.support.nodes import a_pair, write_tree
+from tests.support.store import put
 from tests.support.wire import greeted
 
 FRAMES = 50_000
@@ -120,3 +126,26 @@ def test_a_tree_cannot_be_deeper_than_its_levels_count() -> None:
     parts = msgpack.unpackb(node)
     parts[2] = LEVEL_MAX + 1
     assert _cost(lambda: decode_node(msgpack.packb(parts))) < 0.01
+
+
+async def test_a_large_files_map_that_does_not_count_its_levels_down_is_refused(tmp_path: Path) -> None:
+    """It could go on for ever: each answer would name one more node to ask for."""
+    async with a_pair(tmp_path) as (home, cabin):
+        genuine = await home.take(home.protect(write_tree(tmp_path / "data", files=1, size=10)))
+        below, nodes = BlockId(bytes(31) + b"\1"), []
+        for _ in range(5):
+            body = encode_node(Shape.PIECES, 1, [number_key(1)], [below])
+            below = block_id(Kind.NODE, body)
+            nodes.append(body)
+        entry = Entry(mode=0o100644, uid=0, gid=0, mtime_ns=0, size=1 << 30, pieces_root=below)
+        nodes.append(encode_node(Shape.NAMES, 0, [b"endless"], [encode_entry(entry)]))
+        put(home.store, [from_body(body, kind=Kind.NODE) for body in nodes])
+        record = replace(
+            genuine.record,
+            snapshot_id=SnapshotId(b"e" * 16), root=block_id(Kind.NODE, nodes[-1]), sequence=9, entries=1,
+        )  # fmt: skip
+        signed = sign_record(record, home.parts.sign)
+        snapshot = home.catalog.add_snapshot(signed, block_id(Kind.RECORD, signed))
+        with pytest.raises(PeerError, match="not the map"):
+            await home.send(snapshot, cabin)
+        assert not cabin.holds(snapshot)

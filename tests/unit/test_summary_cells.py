@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from protocol.errors import Malformed, ProtocolError
 from protocol.ids import SnapshotId
 from protocol.limits import CONTROL_FRAME_MAX, SUMMARY_CELLS_GOAL, SUMMARY_MARKS_MAX
-from protocol.machines.reconcile_turn import Answer, say_answers, say_cells, say_lacks
+from protocol.machines.reconcile_lane import LaneReader
+from protocol.machines.reconcile_turn import ROOT_PLACE, Answer, Batch, say_answers, say_cells, say_lacks
 from protocol.merkle import codes, diff
 from protocol.merkle.cells import Cells, Sums, mix, pack_records, unpack_records
 from protocol.merkle.fold import fold, fold_some
@@ -200,3 +201,29 @@ def test_a_split_that_would_cost_more_than_the_list_is_not_made() -> None:
 def test_random_bytes_are_never_taken_for_a_message_of_unbounded_size() -> None:
     with pytest.raises(ProtocolError):
         codes.decode_states(codes.SPARSE + b"\xff\xff\xff\xff\x7f", 10)
+
+
+def test_a_cell_whose_checks_disagree_is_open_whatever_its_sum_says() -> None:
+    """One of mine and one of yours with one suffix add up to nothing; their mixes do not."""
+    ids = ids_of(9, 400)
+    reader = LaneReader(FrozenSet(b"".join(ids), KEY), 0)
+    places = ROOT_PLACE.under(4)
+    sums, checks = reader.cells(places), reader.checks(places, width=3)
+    theirs = Sums(sums.sums & np.uint64(2**20 - 1), sums.counts & np.uint64(15))
+    same = reader.read(Batch(places, 3, theirs, checks))
+    assert set(same.states.tolist()) == {Answer.SETTLED}
+    checks[5] ^= np.uint64(1)
+    one_open = reader.read(Batch(places, 3, theirs, checks))
+    assert np.flatnonzero(one_open.states == Answer.OPEN).tolist() == [5]
+
+    more = Sums(theirs.sums.copy(), theirs.counts.copy())
+    lost, row = np.zeros(16, np.uint64), int(np.searchsorted(heads(b"".join(ids)), np.uint64(5 << 60)))
+    lost[5] = reader.suffixes(np.array([row]))[0] & np.uint64(2**20 - 1)
+    more.sums[5] = (more.sums[5] - lost[5]) & np.uint64(2**20 - 1)
+    more.counts[5] = (more.counts[5] - np.uint64(1)) & np.uint64(15)
+    checks[5] ^= np.uint64(1)
+    wrong = reader.read(Batch(places, 3, more, checks))
+    assert wrong.states[5] == Answer.OPEN, "the sum says one of mine, the check says none"
+    checks[5] = (checks[5] - mix(lost[5:6])[0]) & np.uint64(0xFFFF)
+    right = reader.read(Batch(places, 3, more, checks))
+    assert right.states[5] == Answer.SETTLED and right.rows.tolist() == [row]

@@ -20,6 +20,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from replicator.api.schema import (
+    DeletionRequest,
     HoldRequest,
     InviteRequest,
     JobRequest,
@@ -157,6 +158,14 @@ def make_apps(view: NodeView) -> tuple[Litestar, Litestar]:
     def repairs(limit: FromQuery[int] = 100) -> list[dict[str, Any]]:
         return view.repairs(limit)
 
+    @get("/v1/scrub", sync_to_thread=False)
+    def scrub() -> dict[str, Any]:
+        return view.scrub()
+
+    @post("/v1/deletion", sync_to_thread=False)
+    def deletion(data: JSONBody[DeletionRequest]) -> dict[str, Any]:
+        return view.switch_deletion(data)
+
     @post("/v1/throttle", sync_to_thread=False)
     def throttle(data: JSONBody[ThrottleRequest]) -> dict[str, Any]:
         return view.throttle(data)
@@ -165,7 +174,7 @@ def make_apps(view: NodeView) -> tuple[Litestar, Litestar]:
     acting = [
         peers, revoke, invite, pair_join, protect, volumes, snapshots, snapshot, snapshot_entries,
         snapshot_delete, snapshot_hold, syncs, sync_add, jobs, job_submit, job, job_cancel, repairs, throttle,
-        unprotect, sync_remove, sync_pause,
+        unprotect, sync_remove, sync_pause, scrub, deletion,
     ]  # fmt: skip
     return _app([*looking, *acting], with_schema=True), _app(looking, with_schema=False)
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from protocol.ids import VolumeId
-from replicator.api.schema import JobRequest, ProtectRequest, SyncRequest, ThrottleRequest
+from replicator.api.schema import DeletionRequest, JobRequest, ProtectRequest, SyncRequest, ThrottleRequest
 from replicator.catalog.catalog import EVERY_VOLUME
 from replicator.catalog.model import Snapshot, Volume
 from replicator.catalog.retention import parse_keep
 from replicator.core.errors import SourceError, UsageError
+from replicator.jobs.collection import switch_deletion
 from replicator.monitor.metrics import render_metrics
+from replicator.monitor.scrub import scrub_page
 from replicator.monitor.status import StatusSources, describe_job, node_status
 from replicator.net.pairing import INVITE_S, PairingCode, join
 from replicator.restore.browse import list_folder
@@ -241,6 +243,9 @@ class NodeView:
             names = args.pop("names", [])
             chosen = [self._parts.catalog.find_volume(name) for name in names] if names else self._own_volumes()
             args["volumes"] = [volume.volume_id.hex() for volume in chosen]
+        if request.kind == "foretell":
+            found = [self._parts.catalog.find_snapshot(text) for text in args.pop("names", [])]
+            args["snapshots"] = [one.snapshot_id.hex() for one in found]
         if request.kind in ("restore", "verify", "audit") and args.get("snapshot"):
             args["snapshot"] = self._parts.catalog.find_snapshot(args["snapshot"]).snapshot_id.hex()
         job_id = request.job_id or self._parts.entropy.token(8).hex()
@@ -272,6 +277,12 @@ class NodeView:
             }
             for line in self._parts.catalog.repairs(limit=min(limit, 100_000))
         ]
+
+    def scrub(self) -> dict[str, Any]:
+        return scrub_page(self._parts, with_segments=True)
+
+    def switch_deletion(self, request: DeletionRequest) -> dict[str, Any]:
+        return switch_deletion(self._parts, is_off=request.is_off, reason=request.reason)
 
     def throttle(self, request: ThrottleRequest) -> dict[str, Any]:
         if request.out_bytes_per_s is not None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from replicator import __version__
-from replicator.app.cli import care, demo, node, pair, protect, restore, sync
+from replicator.app.cli import care, demo, gc, node, pair, protect, restore, scrub, sync
 from replicator.app.cli.output import Output
 from replicator.core.errors import ReplicatorError, UsageError
 
@@ -23,7 +23,7 @@ A first replicated snapshot takes five commands: `up --detach` on each of two ma
 """
 
 app = App(name="replicator", help=_HELP, version=__version__, help_format="markdown", result_action="return_value")
-for _topic in (node, pair, protect, sync, care, restore, demo):
+for _topic in (node, pair, protect, sync, scrub, care, gc, restore, demo):
     _topic.register(app)
 
 

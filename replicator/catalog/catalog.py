@@ -16,7 +16,7 @@ from replicator.catalog.model import Expectation, Protection, RepairLine, SiteSy
 from replicator.catalog.peers import Peers
 from replicator.catalog.records import SnapshotRecord, open_record
 from replicator.core.database import Database
-from replicator.core.errors import CatalogError, Held, NotFound, Untrusted, UsageError
+from replicator.core.errors import CatalogError, Held, ManifestDamaged, NotFound, Untrusted, UsageError
 from replicator.core.ports import WallClock
 
 EVERY_VOLUME = VolumeId(b"")
@@ -109,6 +109,7 @@ class Catalog:
                 "INSERT OR IGNORE INTO volumes VALUES (?, ?, ?, ?, NULL, ?, '[]', ?)",
                 (record.volume_id, record.volume_name, record.kind, record.origin, record.block_bytes, now),
             )
+            connection.execute("DELETE FROM deleted WHERE snapshot_id = ?", (record.snapshot_id,))
             connection.execute(
                 "INSERT OR IGNORE INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, '')",
                 (
@@ -151,7 +152,14 @@ class Catalog:
         signed, record_block, received_ns, held = row
         record = self._records.get(signed)
         if record is None:
-            record = self._records[signed] = open_record(signed)
+            try:
+                record = self._records[signed] = open_record(signed)
+            except (ManifestDamaged, Untrusted) as error:
+                # Left out, it would look deleted, and a collection would take its blocks.
+                raise CatalogError(
+                    f"The catalogue's row of a snapshot (record {record_block.hex()[:16]}) is damaged: {error.message}",
+                    hint="Run `replicator scrub`: it mends the row from the record's block.",
+                ) from error
         return Snapshot(record, signed, BlockId(record_block), received_ns, held)
 
     def has_snapshot(self, snapshot_id: bytes) -> bool:
@@ -204,7 +212,13 @@ class Catalog:
         for snapshot_id in ids:
             if reason := self.snapshot(snapshot_id).held:
                 raise Held(f"Snapshot {snapshot_id.hex()[:12]} is held: {reason}.", hint="Release it first.")
+        now = self._clock.now_ns()
         with self.db.write() as connection:
+            connection.executemany(
+                "INSERT OR IGNORE INTO deleted SELECT snapshot_id, record_block, ? FROM snapshots "
+                "WHERE snapshot_id = ?",
+                [(now, one) for one in ids],
+            )
             connection.executemany("DELETE FROM snapshots WHERE snapshot_id = ?", [(one,) for one in ids])
         self._records.clear()
 

@@ -1,6 +1,7 @@
 """All kinds of job, in one table."""
 
 from replicator.jobs.care import CareJobs
+from replicator.jobs.collection import CollectionJobs
 from replicator.jobs.parts import Parts
 from replicator.jobs.replicate import AuditJobs, SyncJobs
 from replicator.jobs.restoration import RestoreJobs
@@ -11,14 +12,15 @@ from replicator.jobs.snapshot import SnapshotJobs
 
 def job_kinds(parts: Parts) -> dict[str, JobKind]:
     """What this node can be asked to do. Jobs with equal exclusion keys take turns."""
-    care = CareJobs(parts)
+    care, collection = CareJobs(parts), CollectionJobs(parts)
     return {
         "snapshot": JobKind(SnapshotJobs(parts).run, lambda args: exclusive_by_volume(args.get("volumes", []))),
         "sync": JobKind(SyncJobs(parts).run, lambda args: str(args.get("sync", ""))),
         "scrub": JobKind(care.scrub, lambda args: "scrub"),
         "repair": JobKind(care.repair, lambda args: "repair"),
         "verify": JobKind(care.verify, lambda args: ""),
-        "gc": JobKind(care.collect, lambda args: "gc"),
+        "gc": JobKind(collection.collect, lambda args: "gc"),
+        "foretell": JobKind(collection.foretell, lambda args: ""),
         "audit": JobKind(AuditJobs(parts).run, lambda args: ""),
         "restore": JobKind(RestoreJobs(parts).run, lambda args: str(args.get("target", ""))),
     }

@@ -11,6 +11,7 @@ from replicator.catalog.model import SiteSync, Snapshot
 from replicator.core.errors import NotFound, PeerError, ReplicatorError, UsageError
 from replicator.core.units import format_size
 from replicator.jobs.parts import Parts
+from replicator.jobs.pins import pinned
 from replicator.jobs.runner import JobContext
 from replicator.jobs.scheduler import next_try_ns, pending_snapshots
 from replicator.net.link import Link
@@ -34,7 +35,9 @@ class SyncJobs:
         parts = self._parts
         sync = self._find(context.args["sync"])
         try:
-            return await self._send_pending(sync, context)
+            # What the peer is fetching may be deleted here meanwhile.
+            async with pinned(parts.store, f"sync to {parts.catalog.peers.name_of(sync.peer)}"):
+                return await self._send_pending(sync, context)
         except ReplicatorError as error:
             again = next_try_ns(parts.clock.now_ns(), sync.failures)
             parts.catalog.note_sync_result(sync.sync_id, error=str(error), next_try_ns=again)

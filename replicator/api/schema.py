@@ -108,6 +108,13 @@ class JobRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Chosen by the asker, so that asking again after a lost answer is not a second job."""
 
 
+class DeletionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Switch deletion from the store off, with a reason, or on again."""
+
+    is_off: bool
+    reason: str = ""
+
+
 class ThrottleRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, rename={"into": "in"}):
     """Rules as people write them (`20MB/s; mon-fri 08:00-18:00 2MB/s`), or plain bytes a second (0 is no limit).
 

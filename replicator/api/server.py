@@ -22,6 +22,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from replicator.api.routes import mesh_routes, sync_routes
 from replicator.api.schema import (
+    DeletionRequest,
     HoldRequest,
     InviteRequest,
     JobRequest,
@@ -140,10 +141,18 @@ def make_apps(view: NodeView) -> tuple[Litestar, Litestar]:
     def repairs(limit: FromQuery[int] = 100) -> list[dict[str, Any]]:
         return view.repairs(limit)
 
+    @get("/v1/scrub", sync_to_thread=False)
+    def scrub() -> dict[str, Any]:
+        return view.scrub()
+
+    @post("/v1/deletion", sync_to_thread=False)
+    def deletion(data: JSONBody[DeletionRequest]) -> dict[str, Any]:
+        return view.switch_deletion(data)
+
     looking = [status, health, metrics]
     acting = [
         peers, revoke, invite, pair_join, protect, volumes, snapshots, snapshot, snapshot_entries,
-        snapshot_delete, snapshot_hold, jobs, job_submit, job, job_cancel, repairs, unprotect,
+        snapshot_delete, snapshot_hold, jobs, job_submit, job, job_cancel, repairs, unprotect, scrub, deletion,
         *sync_routes(view.syncs), *mesh_routes(view.mesh),
     ]  # fmt: skip
     return _app([*looking, *acting], with_schema=True), _app(looking, with_schema=False)

@@ -9,14 +9,16 @@ from typing import Any, Final
 
 from protocol.ids import VolumeId
 from replicator.api.mesh_views import MeshViews
-from replicator.api.schema import JobRequest, ProtectRequest
+from replicator.api.schema import DeletionRequest, JobRequest, ProtectRequest
 from replicator.api.sync_views import SyncViews
 from replicator.catalog.model import Snapshot, Volume
 from replicator.catalog.retention import parse_keep
 from replicator.core.errors import SourceError, UsageError
 from replicator.core.paths import read_path
+from replicator.jobs.collection import switch_deletion
 from replicator.jobs.snapshot import plan_pruning
 from replicator.monitor.metrics import render_metrics
+from replicator.monitor.scrub import scrub_page
 from replicator.monitor.status import StatusSources, describe_job, node_status
 from replicator.net.pairing import INVITE_S, PairingCode, join
 from replicator.restore.browse import list_folder
@@ -250,6 +252,9 @@ class NodeView:
             args["volumes"] = [volume.volume_id.hex() for volume in chosen]
         if request.kind == "sync":
             args = self.syncs.once_args(args)
+        if request.kind == "foretell":
+            found = [self._parts.catalog.find_snapshot(text) for text in args.pop("names", [])]
+            args["snapshots"] = [one.snapshot_id.hex() for one in found]
         if request.kind in ("restore", "verify", "audit") and args.get("snapshot"):
             args["snapshot"] = self._parts.catalog.find_snapshot(args["snapshot"]).snapshot_id.hex()
         job_id = request.job_id or self._parts.entropy.token(8).hex()
@@ -283,6 +288,12 @@ class NodeView:
             }
             for line in self._parts.catalog.repairs(limit=min(limit, 100_000))
         ]
+
+    def scrub(self) -> dict[str, Any]:
+        return scrub_page(self._parts, with_segments=True)
+
+    def switch_deletion(self, request: DeletionRequest) -> dict[str, Any]:
+        return switch_deletion(self._parts, is_off=request.is_off, reason=request.reason)
 
 
 def _check_promise(request: ProtectRequest) -> None:

@@ -16,9 +16,11 @@ from replicator.core.units import parse_rate, parse_size, parse_span
 from replicator.ingest.config import IngestConfig
 from replicator.net.mesh import MeshConfig
 from replicator.net.pairing import split_address
+from replicator.repair.pace import ScrubPromise
 from replicator.store.config import StoreConfig
 
 _SCRUB_S_MIN: Final = 3600.0
+_SCRUB_RATE_MIN: Final = 1_000_000
 
 
 class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -36,6 +38,10 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
     gc_grace: str = "24h"
     scrub_every: str = "30d"
     """Everything is read again within this span."""
+    scrub_rate: str = "50MB/s"
+    """At most so fast, and not at all while others work, as long as there is time."""
+    gc: str = "on"
+    """"off" is the kill switch: nothing is deleted from the store."""
     segment_size: str = "64MiB"
     reserve: str = "256MiB"
     log_level: str = "info"
@@ -65,6 +71,12 @@ gc_grace = "24h"
 
 # Everything stored is read again, and proven, within this span.
 scrub_every = "30d"
+
+# At most so fast, and not at all while jobs, syncs or restores are at work, as long as there is time.
+scrub_rate = "50MB/s"
+
+# "off" stops all deletion from the store, at once after a restart; `replicator gc --off` does without one.
+gc = "on"
 
 segment_size = {segment_size}
 reserve = "256MiB"
@@ -110,6 +122,7 @@ def _check_values(config: NodeConfig, where: str) -> None:
         ("rate_in", parse_rate, config.rate_in),
         ("gc_grace", parse_span, config.gc_grace),
         ("scrub_every", _scrub_span, config.scrub_every),
+        ("scrub_rate", _scrub_rate, config.scrub_rate),
         ("segment_size", parse_size, config.segment_size),
         ("reserve", parse_size, config.reserve),
     ]
@@ -118,6 +131,8 @@ def _check_values(config: NodeConfig, where: str) -> None:
             parse(text)
         except UsageError as error:
             raise ConfigError(f"{where}: `{key}`: {error.message}", hint=error.hint) from None
+    if config.gc not in ("on", "off"):
+        raise ConfigError(f"{where}: `gc`: there is no {config.gc!r}.", hint='Say "on" or "off".')
     if config.log_level not in LOG_LEVELS:
         raise ConfigError(f"{where}: `log_level`: there is no {config.log_level!r}.", hint=f"One of {LOG_LEVELS}.")
 
@@ -127,6 +142,17 @@ def _scrub_span(text: str) -> float:
     if seconds < _SCRUB_S_MIN:
         raise UsageError(f"{text!r} would read the disk all the time.", hint="Say 1h or more.")
     return seconds
+
+
+def _scrub_rate(text: str) -> int:
+    rate = parse_rate(text)
+    if rate < _SCRUB_RATE_MIN:
+        raise UsageError(f"A scrub at {text!r} would never end.", hint="Say 1MB/s or more.")
+    return rate
+
+
+def scrub_promise(config: NodeConfig) -> ScrubPromise:
+    return ScrubPromise(every_s=_scrub_span(config.scrub_every), rate_bytes_max=_scrub_rate(config.scrub_rate))
 
 
 def check_name(name: str) -> None:

@@ -25,7 +25,15 @@ from replicator.api.mesh_views import MeshViews
 from replicator.api.server import ApiServer
 from replicator.api.sync_views import SyncViews
 from replicator.api.views import NodeView
-from replicator.app.config import NodeConfig, StateFolder, ingest_config, load_config, mesh_config, store_config
+from replicator.app.config import (
+    NodeConfig,
+    StateFolder,
+    ingest_config,
+    load_config,
+    mesh_config,
+    scrub_promise,
+    store_config,
+)
 from replicator.app.keys import KeyKeeping, adopt_next_key, describe_keys, recall_successions, rotate
 from replicator.app.peers import CataloguedPeers
 from replicator.app.recovery import bring_together, distrust, is_checked, renew
@@ -38,9 +46,9 @@ from replicator.core.files import write_durably
 from replicator.core.logging import get_logger
 from replicator.core.memory import keep_freed_memory
 from replicator.core.ports import Offload, SystemClock, SystemEntropy, ThreadOffload
-from replicator.core.units import parse_span
 from replicator.core.workers import Worker, WorkerRunner
 from replicator.index.shelf import Shelf
+from replicator.jobs.collection import OFF_FACT
 from replicator.jobs.history import JobHistory
 from replicator.jobs.kinds import job_kinds
 from replicator.jobs.parts import Parts
@@ -112,6 +120,11 @@ def _open_base(root: Path) -> Iterator[_Base]:
         store.close()
 
 
+def _why_off(base: _Base) -> str:
+    """Why nothing may be deleted from the store; empty if it may."""
+    return "`gc` is off in config.toml" if base.config.gc == "off" else base.catalog.fact(OFF_FACT) or ""
+
+
 def _parts(base: _Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts:
     clock = SystemClock()
     healer = None
@@ -120,7 +133,7 @@ def _parts(base: _Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts
     reader = HealingReader(base.store, offload=base.offload, healer=healer)
     return Parts(
         store=base.store,
-        collector=Collector(base.store, clock=clock),
+        collector=Collector(base.store, clock=clock, why_off=lambda: _why_off(base)),
         catalog=base.catalog,
         reader=reader,
         offload=base.offload,
@@ -134,8 +147,10 @@ def _parts(base: _Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts
             catalog=base.catalog,
             reader=reader,
             offload=base.offload,
+            clock=clock,
             heal=healer.heal if healer is not None else None,
         ),
+        scrub_promise=scrub_promise(base.config),
         healer=healer,
         mesh=mesh,
         auditor=Auditor(
@@ -220,8 +235,8 @@ class _Living:
         )
         workers: list[Worker] = [
             Scheduler(catalog=catalog, jobs=self._jobs, clock=parts.clock, has_remote=relations.pulls.has_pending),
-            Scrubbing(parts.scrubber, parts.store, every_s=parse_span(config.scrub_every)),
-            Collecting(self._jobs, clock=parts.clock),
+            Scrubbing(parts.scrubber, promise=parts.scrub_promise, clock=parts.clock, is_busy=self._is_busy),
+            Collecting(self._jobs, clock=parts.clock, why_off=parts.collector.why_off),
             Mending(healer, parts.store, self._mesh.connected),
             Pacekeeping(relations.pace),
             relations.pulls,
@@ -289,6 +304,11 @@ class _Living:
         """A snapshot has become ours: let onward syncs start."""
         del snapshot, peer
         self._wake_scheduler()
+
+    def _is_busy(self) -> bool:
+        """Whether somebody works whom a scrub would be in the way of: jobs, writers, readers under a pin."""
+        holders = self._base.store.holders()
+        return bool(self._jobs.running()) or any(holder not in ("scrub", "repair") for holder in holders)
 
     def _wake_scheduler(self) -> None:
         self._workers.wake("scheduler")

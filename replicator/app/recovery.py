@@ -16,6 +16,7 @@ from typing import Final
 
 from protocol.ids import BlockId
 from protocol.wire.hashing import Kind
+from replicator.catalog.audit import buried
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.lost import RECOVERED
 from replicator.core.errors import ReplicatorError
@@ -87,7 +88,9 @@ def _mend_rows(store: LocalStore, catalog: Catalog) -> None:
     for snapshot_id in damaged:
         catalog.lost.remove(snapshot_id)
     # The name of the record may be what has rotted, so all that are there are entered.
-    entered, unread = _enter(store, catalog, store.ledger.of_kind(Kind.RECORD))
+    gone = set(buried(catalog.db).values())
+    names = [name for name in store.ledger.of_kind(Kind.RECORD) if name not in gone]
+    entered, unread = _enter(store, catalog, names)
     missing = [name for snapshot_id, name in damaged.items() if not catalog.has_snapshot(snapshot_id)]
     catalog.lost.set_unread([*catalog.lost.unread(), *unread, *missing])
     get_logger().error("catalog.rows_damaged", rows=len(damaged), mended=len(damaged) - len(missing), entered=entered)

@@ -12,12 +12,15 @@ from replicator.core.workers import Busy, Idle, Outcome, Throttled
 from replicator.jobs.runner import JobRunner
 from replicator.net.link import Link
 from replicator.repair.ask import Healer
-from replicator.repair.scrub import Scrubber
+from replicator.repair.pace import Pace, ScrubPromise, due_ns, plan_pace
+from replicator.repair.scrub import PART_BYTES, Scrubber, standing_of
 from replicator.store.ports import BlockStore, Fault
 from replicator.sync.standing import Standing
 
 _FIRST_S: Final = 120.0
 """A node that has just started has better things to do than to scrub."""
+_LOOK_AGAIN_S: Final = 3600.0
+"""Sleeping through the end of a pause costs as much of the next pass: clocks are set, machines sleep."""
 _COLLECT_EVERY_S: Final = 6 * 3600.0
 _MEND_EVERY_S: Final = 10.0
 _MEND_MOST_S: Final = 6 * 3600.0
@@ -29,27 +32,41 @@ _MEND_BATCHES_MAX: Final = 64
 
 
 class Scrubbing:
-    """The worker that keeps the promise "everything is read again within `every_s`"."""
+    """The worker that keeps the promise "everything is read again within `every_s`". `repair/pace.py` says how."""
 
     name = "scrub"
 
-    def __init__(self, scrubber: Scrubber, store: BlockStore, *, every_s: float) -> None:
+    def __init__(
+        self, scrubber: Scrubber, *, promise: ScrubPromise, clock: WallClock, is_busy: Callable[[], bool]
+    ) -> None:
         self._scrubber = scrubber
-        self._store = store
-        self._every_s = every_s
+        self._promise = promise
+        self._clock = clock
+        self._is_busy = is_busy
         self._waited = False
 
     async def step(self) -> Outcome:
-        """One part, then a pause so long that the whole store takes half of the promised span."""
+        """One part and a pause, or a pause only: between two passes, and while others have better use for the disk."""
         if not self._waited:
             self._waited = True
             return Idle(_FIRST_S)
-        read_bytes, is_complete = await self._scrubber.step()
-        total = max(1, self._store.statistics().disk_bytes)
-        share = max(read_bytes, 1 << 20) / total
-        if is_complete:
-            return Idle(self._every_s / 2)
-        return Throttled(min(3600.0, share * self._every_s / 2))
+        now_ns, scrubber = self._clock.now_ns(), self._scrubber
+        if scrubber.is_between_passes:
+            began = scrubber.pass_now.started_ns
+            wait_s = (due_ns(self._promise, began) - now_ns) / 1e9
+            if began and 0 < wait_s <= self._promise.every_s:  # A clock that was set back proves nothing.
+                return Idle(min(wait_s, _LOOK_AGAIN_S))
+        pace = self._pace(now_ns)
+        if not pace.reads:
+            return Throttled(pace.pause_s)
+        done = await scrubber.step()
+        if not done.read_bytes:
+            return Busy() if not done.is_complete else Idle(0.0)
+        return Throttled(max(0.0, self._pace(self._clock.now_ns()).pause_s - done.took_s))
+
+    def _pace(self, now_ns: int) -> Pace:
+        standing = standing_of(self._scrubber, now_ns=now_ns)
+        return plan_pace(self._promise, standing, now_ns=now_ns, part_bytes=PART_BYTES, is_busy=self._is_busy())
 
 
 class _Round:
@@ -116,13 +133,16 @@ class Mending:
 
 
 class Collecting:
-    """The worker that starts a collection a few times a day."""
+    """The worker that starts a collection a few times a day, unless deletion is switched off."""
 
     name = "collect"
 
-    def __init__(self, jobs: JobRunner, *, clock: WallClock, every_s: float = _COLLECT_EVERY_S) -> None:
+    def __init__(
+        self, jobs: JobRunner, *, clock: WallClock, why_off: Callable[[], str], every_s: float = _COLLECT_EVERY_S
+    ) -> None:
         self._jobs = jobs
         self._clock = clock
+        self._why_off = why_off
         self._every_s = every_s
         self._waited = False
 
@@ -130,7 +150,7 @@ class Collecting:
         if not self._waited:
             self._waited = True
             return Idle(self._every_s)
-        if not self._jobs.is_active("gc", "gc"):
+        if not self._why_off() and not self._jobs.is_active("gc", "gc"):
             self._jobs.submit("gc", {"grace_s": None}, job_id=f"gc-{self._clock.now_ns()}")
         return Idle(self._every_s)
 

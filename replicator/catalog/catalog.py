@@ -22,7 +22,7 @@ from replicator.catalog.rules import Rules
 from replicator.catalog.successions import Successions
 from replicator.catalog.syncs import Syncs
 from replicator.core.database import Database
-from replicator.core.errors import CatalogError, Held, NotFound, Untrusted, UsageError
+from replicator.core.errors import CatalogError, Held, ManifestDamaged, NotFound, Untrusted, UsageError
 from replicator.core.ports import WallClock
 
 
@@ -125,6 +125,7 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
                     record.block_bytes, now,
                 ),
             )  # fmt: skip
+            connection.execute("DELETE FROM deleted WHERE snapshot_id = ?", (record.snapshot_id,))
             connection.execute(
                 "INSERT OR IGNORE INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, '')",
                 (
@@ -168,7 +169,14 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
         signed, record_block, received_ns, held = row
         record = self._records.get(signed)
         if record is None:
-            record = self._records[signed] = open_record(signed)
+            try:
+                record = self._records[signed] = open_record(signed)
+            except (ManifestDamaged, Untrusted) as error:
+                # Left out, it would look deleted, and a collection would take its blocks.
+                raise CatalogError(
+                    f"The catalogue's row of a snapshot (record {record_block.hex()[:16]}) is damaged: {error.message}",
+                    hint="Run `replicator scrub`: it mends the row from the record's block.",
+                ) from error
         return Snapshot(record, signed, BlockId(record_block), received_ns, held)
 
     def has_snapshot(self, snapshot_id: bytes) -> bool:
@@ -228,11 +236,13 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
                 raise Held(f"Snapshot {snapshot_id.hex()[:12]} is held: {reason}.", hint="Release it first.")
         now = self._clock.now_ns()
         with self.db.write() as connection:
-            connection.executemany(
+            for sql in (
                 "INSERT OR REPLACE INTO let_go SELECT snapshot_id, ? FROM snapshots JOIN volumes USING (volume_id) "
                 "WHERE snapshot_id = ? AND path IS NULL",
-                [(now, one) for one in ids],
-            )
+                "INSERT OR IGNORE INTO deleted SELECT snapshot_id, record_block, ? FROM snapshots "
+                "WHERE snapshot_id = ?",
+            ):
+                connection.executemany(sql, [(now, one) for one in ids])
             connection.executemany("DELETE FROM snapshots WHERE snapshot_id = ?", [(one,) for one in ids])
         self._records.clear()
 

@@ -100,4 +100,13 @@ MIGRATIONS: Final = (
       told TEXT NOT NULL DEFAULT '[]'  -- JSON list of hex ids: the peers that have noted our own new key
     ) WITHOUT ROWID;
     """,
+    """
+    -- Snapshots that were deleted here. Their record blocks lie in the store until a collection takes them, and a
+    -- record without a row would else look like a row that was lost.
+    CREATE TABLE deleted (
+      snapshot_id BLOB PRIMARY KEY, record_block BLOB NOT NULL, deleted_ns INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    -- Before this table nothing was noted. Where nothing can have been deleted yet, nothing is missing in it.
+    INSERT INTO facts SELECT 'deletions.noted', 'yes' WHERE NOT EXISTS (SELECT 1 FROM snapshots);
+    """,
 )

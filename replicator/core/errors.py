@@ -126,6 +126,15 @@ class SegmentLost(StoreError):
         self.numbers = numbers
 
 
+class DeletionOff(StoreError):
+    """Somebody has switched off deletion from the store."""
+
+    code, exit_code = "deletion_off", 77
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="`replicator gc --on`, or `gc` in config.toml, switches it on again.")
+
+
 class LeaseLost(StoreError):
     """The writer was silent for longer than its lease; what it relied on may have been collected."""
 

@@ -1,24 +1,26 @@
-"""Looking after the store: scrub, repair, verify, collect."""
+"""Looking after the store: scrub, repair, verify."""
 
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from protocol.ids import BLOCK_ID_BYTES, BlockId
-from replicator.catalog.manifest.walk import closure
-from replicator.core.errors import BlockMissing, UsageError
+from replicator.catalog.manifest.walk import Layer, closure
+from replicator.core.errors import BlockMissing, CatalogError, UsageError
+from replicator.core.logging import get_logger
 from replicator.core.progress import Progress
 from replicator.jobs.parts import Parts
 from replicator.jobs.runner import JobContext
 from replicator.repair.coverage import find_touched
-from replicator.repair.records import RecordsUnread, account_for_records
-from replicator.store.collect import Collected, Mark, Marks, MarkSet
+from replicator.repair.unread import RecordsUnread, account_for_records
+from replicator.repair.verdict import Verdict, describe_place
 from replicator.store.ports import Cause, Fault
 
 _LISTED_MAX = 200
 
 
 class CareJobs:
-    """Jobs of the kinds `scrub`, `repair`, `verify`, `gc`."""
+    """Jobs of the kinds `scrub`, `repair`, `verify`."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -34,6 +36,10 @@ class CareJobs:
             "unhealed": len(report.unhealed),
             "faults": [describe_fault(fault) for fault in report.faults[:_LISTED_MAX]],
             "causes": _count(report.faults),
+            "soft_errors": report.soft_errors,
+            "verdicts": [describe_verdict(one) for one in report.verdicts[:_LISTED_MAX]],
+            "metadata_damaged": sum(one.what in ("index", "catalogue", "record") for one in report.verdicts),
+            "metadata_unmended": sum(not one.is_mended and not one.block_id for one in report.verdicts),
             "touched": await self._touched(report.unhealed),
         }
 
@@ -63,7 +69,11 @@ class CareJobs:
 
     async def _touched(self, faults: list[Fault]) -> list[dict[str, str]]:
         lost = [fault.block_id for fault in faults]
-        found = await find_touched(self._parts.catalog, self._parts.reader, lost)
+        try:
+            found = await find_touched(self._parts.catalog, self._parts.reader, lost)
+        except CatalogError as error:
+            get_logger().warning("touched.unknown", error=str(error))
+            found = []  # A damaged row stands in the way; the verdicts name it.
         return [{"snapshot": one.snapshot, "volume": one.volume, "where": one.where} for one in found]
 
     async def verify(self, context: JobContext) -> dict[str, Any]:
@@ -71,20 +81,21 @@ class CareJobs:
         parts = self._parts
         wanted = context.args.get("snapshot")
         snapshots = [parts.catalog.snapshot(bytes.fromhex(wanted))] if wanted else parts.catalog.snapshots()
-        seen: set[BlockId] = set()
+        below: set[BlockId] = set()
         blocks = 0
         faults: list[Fault] = []
         context.progress.begin("proving snapshots", unit="blocks")
         for snapshot in snapshots:
             record = snapshot.record
             context.progress.detail = record.volume_name
+            seen = Layer(below)
             try:
                 async for kind, packed in closure(parts.reader, record.root, record.shape, seen=seen):
                     ids = [BlockId(packed[at : at + BLOCK_ID_BYTES]) for at in range(0, len(packed), BLOCK_ID_BYTES)]
                     faults += await self._prove(ids, kind, context.progress)
                     blocks += len(ids)
+                seen.merge()
             except BlockMissing as error:
-                seen.discard(record.root)
                 faults.append(Fault(BlockId(error.block_id), 1, Cause.MISSING, None))
         return {
             "snapshots": len(snapshots),
@@ -106,54 +117,13 @@ class CareJobs:
             progress.advance(len(part))
         return faults
 
-    async def collect(self, context: JobContext) -> dict[str, Any]:
-        """`{"grace_s": number|None, "dry_run": bool, "undo": bool, "give_up": bool}`."""
-        parts = self._parts
-        if context.args.get("undo"):
-            saved = await parts.offload.run(parts.collector.undo)
-            return {"undone": saved}
-        await account_for_records(parts.catalog, parts.reader, give_up=bool(context.args.get("give_up")))
-        grace_s = context.args.get("grace_s")
-        dry_run = bool(context.args.get("dry_run"))
-        grace_s = parts.grace_s if grace_s is None else float(grace_s)
-        done = await self._collect_once(context.progress, grace_s=grace_s, dry_run=dry_run)
-        if grace_s == 0 and not dry_run and done.blocks_condemned:
-            # With no grace asked for, sentence and execution are two runs with a fresh mark between them.
-            done = _joined(done, await self._collect_once(context.progress, grace_s=0.0, dry_run=False))
-        return describe_collected(done, dry_run=dry_run)
 
-    async def _collect_once(self, progress: Progress, *, grace_s: float, dry_run: bool) -> Collected:
-        parts = self._parts
-        mark = await parts.offload.run(parts.collector.begin)
-        marks = await self._mark(progress)
-        progress.begin("letting go of what nothing needs", unit="blocks")
-
-        def finish(mark: Mark, marks: Marks) -> Collected:
-            return parts.collector.finish(mark, marks, grace_s=grace_s, dry_run=dry_run)
-
-        return await parts.offload.run(finish, mark, marks)
-
-    async def _mark(self, progress: Progress) -> Marks:
-        """Walk everything that snapshots reach. A block that cannot be read ends the run: it is not "absent"."""
-        parts = self._parts
-        snapshots = parts.catalog.snapshots()
-        progress.begin("marking what snapshots need", unit="snapshots", total=len(snapshots))
-        marks = MarkSet()
-        seen: set[BlockId] = set()
-        for snapshot in snapshots:
-            marks.add(snapshot.record_block)
-            record = snapshot.record
-            async for _, packed in closure(parts.reader, record.root, record.shape, seen=seen):
-                if packed:
-                    marks.add(packed)
-            progress.advance(1)
-        return marks.finish()
+def describe_verdict(verdict: Verdict) -> dict[str, Any]:
+    return {key: value for key, value in asdict(verdict).items() if key != "block_id"}
 
 
 def describe_fault(fault: Fault) -> dict[str, Any]:
-    place = fault.place
-    where = f"segment {place.segment} at {place.offset}" if place is not None else "no known place"
-    return {"block": fault.block_id.hex(), "cause": fault.cause.value, "where": where}
+    return {"block": fault.block_id.hex(), "cause": fault.cause.value, "where": describe_place(fault)}
 
 
 def _count(faults: list[Fault]) -> dict[str, int]:
@@ -161,32 +131,3 @@ def _count(faults: list[Fault]) -> dict[str, int]:
     for fault in faults:
         counts[fault.cause.value] = counts.get(fault.cause.value, 0) + 1
     return counts
-
-
-def _joined(first: Collected, second: Collected) -> Collected:
-    return Collected(
-        blocks_condemned=first.blocks_condemned,
-        bytes_condemned=first.bytes_condemned,
-        blocks_swept=first.blocks_swept + second.blocks_swept,
-        bytes_swept=first.bytes_swept + second.bytes_swept,
-        blocks_revived=first.blocks_revived + second.blocks_revived,
-        segments_removed=first.segments_removed + second.segments_removed,
-        bytes_freed=first.bytes_freed + second.bytes_freed,
-        writers_waited_for=second.writers_waited_for,
-        duration_s=first.duration_s + second.duration_s,
-    )
-
-
-def describe_collected(done: Collected, *, dry_run: bool) -> dict[str, Any]:
-    return {
-        "dry_run": dry_run,
-        "blocks_condemned": done.blocks_condemned,
-        "bytes_condemned": done.bytes_condemned,
-        "blocks_swept": done.blocks_swept,
-        "bytes_swept": done.bytes_swept,
-        "blocks_revived": done.blocks_revived,
-        "segments_removed": done.segments_removed,
-        "bytes_freed": done.bytes_freed,
-        "writers_waited_for": done.writers_waited_for,
-        "took_s": round(done.duration_s, 3),
-    }

@@ -1,5 +1,4 @@
-"""What jobs work with. `app/node.py` fills it in; nothing here names a concrete engine but the local store's
-collector, which has no port because only one engine has segments to empty."""
+"""What jobs work with. `app/node.py` fills it in; nothing here names a concrete engine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from replicator.core.ports import Entropy, Offload, WallClock
 from replicator.ingest.config import IngestConfig
 from replicator.net.mesh import Mesh
 from replicator.repair.ask import Healer
+from replicator.repair.pace import ScrubPromise
 from replicator.repair.scrub import Scrubber
 from replicator.store.collect import Collector
 from replicator.store.ports import BlockReader, BlockStore
@@ -33,6 +33,7 @@ class Parts:
     site_name: str
     sign: Signer
     scrubber: Scrubber
+    scrub_promise: ScrubPromise
     healer: Healer | None
     mesh: Mesh | None
     auditor: Auditor

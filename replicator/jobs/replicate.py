@@ -19,6 +19,7 @@ from replicator.core.units import format_size
 from replicator.jobs.due import pending_snapshots
 from replicator.jobs.line import PriorityLine
 from replicator.jobs.parts import Parts
+from replicator.jobs.pins import pinned
 from replicator.jobs.plans import Planner, compare
 from replicator.jobs.runner import JobContext
 from replicator.jobs.scheduler import next_try_ns
@@ -67,7 +68,9 @@ class SyncJobs:
             raise UsageError("A sync needs the other site.", hint="Start the node with `replicator up`.")
         sync = order_of(context.args, parts)
         try:
-            return await self._work(sync, context)
+            # What the peer is fetching may be deleted here meanwhile.
+            async with pinned(parts.store, f"sync with {parts.catalog.peers.name_of(sync.peer)}"):
+                return await self._work(sync, context)
         except ProtocolError as error:
             raise self._noted(sync, PeerError(f"{parts.catalog.peers.name_of(sync.peer)}: {error.why}.")) from error
         except ReplicatorError as error:

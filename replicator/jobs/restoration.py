@@ -9,6 +9,7 @@ from replicator.catalog.records import SnapshotRecord
 from replicator.core.errors import SourceError, UsageError
 from replicator.core.paths import read_path
 from replicator.jobs.parts import Parts
+from replicator.jobs.pins import pinned
 from replicator.jobs.runner import JobContext
 from replicator.restore.diff import compare_tree
 from replicator.restore.image import restore_image
@@ -27,6 +28,11 @@ class RestoreJobs:
         self._parts = parts
 
     async def run(self, context: JobContext) -> dict[str, Any]:
+        """Under a pin: the snapshot may be deleted meanwhile, and even be collected without a grace."""
+        async with pinned(self._parts.store, f"restore to {context.args['target']}"):
+            return await self._run(context)
+
+    async def _run(self, context: JobContext) -> dict[str, Any]:
         args = context.args
         record = self._parts.catalog.snapshot(bytes.fromhex(args["snapshot"])).record
         target = self._target(args["target"])

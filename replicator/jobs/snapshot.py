@@ -22,7 +22,7 @@ from replicator.jobs.due import owed
 from replicator.jobs.parts import Parts
 from replicator.jobs.runner import JobContext
 from replicator.store.ports import Lease
-from replicator.sync.receive import store_record
+from replicator.sync.receive import publish_snapshot, store_record
 
 _LISTED_MAX = 50
 _CONTINUOUS_KEPT = 10
@@ -54,7 +54,7 @@ class SnapshotJobs:
                 signed.append(await self._take(volume, snapshot_id, context, lease, system_id, len(volumes)))
             for record, result in signed:
                 name = await parts.offload.run(store_record, parts.store, lease, record)
-                parts.catalog.add_snapshot(record, name)
+                publish_snapshot(parts.catalog, parts.store, lease, record, name)
                 results.append(result)
         except Exception as error:
             for volume in volumes:

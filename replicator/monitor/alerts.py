@@ -4,20 +4,26 @@ Alerts are derived from what is known each time they are asked for; none can be 
 that is no longer true is gone. Each names the thing and the next step.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from replicator.catalog.lost import RECOVERED
 from replicator.catalog.model import Protection
 from replicator.core.units import format_span
+from replicator.jobs.collection import HELD_FACT
 from replicator.jobs.parts import Parts
+from replicator.monitor.scrub import scrub_forecast
 from replicator.net.mesh import Mesh
 
 _LATE: Final = 2.0
 """A promise is broken after twice its period: once may be a slow disk."""
 _QUIET_S: Final = 60.0
 """A peer without a link for this long is quiet: three times what finding a dead link takes."""
+_METADATA: Final = ("index", "catalogue", "record", "manifest")
+_LISTED_MAX: Final = 20
 _SETTLE_S: Final = 15.0
 """After a start, links and overdue jobs get a moment before their absence is news."""
 
@@ -35,7 +41,7 @@ class Alert:
 def find_alerts(parts: Parts, mesh: Mesh, *, started_ns: int) -> list[Alert]:
     """Everything that needs a person now."""
     settled = parts.clock.now_ns() - started_ns > _SETTLE_S * 1e9
-    found = list(_of_store(parts))
+    found = [*_of_store(parts), *_of_scrub(parts)]
     if settled:
         found += _of_schedule(parts)
         found += _of_peers(parts, mesh)
@@ -60,6 +66,30 @@ def _of_store(parts: Parts) -> Iterator[Alert]:
     if parts.catalog.fact(RECOVERED) and not parts.catalog.peers.all() and not parts.catalog.protections():
         text = "The catalogue was lost. Its snapshots were found again; peers, schedules and syncs were not."
         yield Alert("catalogue_rebuilt", "catalogue", text, "Pair again, and protect again what this site promised.")
+    unmended = [one for one in parts.scrubber.findings if not one["is_mended"] and one["what"] in _METADATA]
+    for one in unmended[:_LISTED_MAX]:
+        if one["what"] == "manifest" and one["cause"] in ("corrupt", "missing", "unreadable"):
+            continue  # A node that is broken is a broken block, and counted above.
+        text = f"The {one['what']} ({str(one['subject'])[:16]}) is damaged: {one['cause']} {one['done']}."
+        yield Alert("metadata_damaged", str(one["subject"])[:16], text, "`replicator scrub --status` tells all of it.")
+    if held := parts.catalog.fact(HELD_FACT):
+        why = json.loads(held)["why"]
+        yield Alert(
+            "gc_held", "store", f"A collection is held: {why}.",
+            "See `replicator gc --dry-run`. If it is meant, `replicator gc --yes`; if not, `replicator gc --off WHY`.",
+        )  # fmt: skip
+
+
+def _of_scrub(parts: Parts) -> Iterator[Alert]:
+    ahead, promise = scrub_forecast(parts), parts.scrub_promise
+    if ahead is not None and ahead.is_late:
+        ends = datetime.fromtimestamp(ahead.ends_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        late_s = (ahead.ends_ns - ahead.due_ns) / 1e9
+        text = f"Everything is to be read again every {format_span(promise.every_s)}; this pass will be complete at "
+        yield Alert(
+            "scrub_late", "store", f"{text}{ends}, {format_span(late_s)} late.",
+            "If it stays so, raise `scrub_rate` or `scrub_every` in config.toml.",
+        )  # fmt: skip
 
 
 def _of_schedule(parts: Parts) -> Iterator[Alert]:

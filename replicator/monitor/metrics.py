@@ -23,6 +23,7 @@ class StatusCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         page = self._status()
         yield from _store(page["store"])
+        yield from _scrub(page["scrub"])
         yield from _peers(page["peers"])
         yield from _volumes(page["volumes"])
         yield from _syncs(page["syncs"])
@@ -65,6 +66,24 @@ def _store(store: dict[str, Any]) -> Iterable[Metric]:
     yield _one("store_read_only", "1 if a flush failed and the store takes no writes.", int(bool(store["read_only"])))
     if store["oldest_verified_s"] is not None:
         yield _one("store_oldest_verified_seconds", "Age of the oldest proof of a segment.", store["oldest_verified_s"])
+
+
+def _scrub(scrub: dict[str, Any]) -> Iterable[Metric]:
+    gauges = {
+        "share_verified": "Share of the bytes that were read again within the promised span.",
+        "segments_never_read": "Segments that no pass has come to yet.",
+        "is_late": "1 if this pass will not be complete in time.",
+        "findings_unmended": "Findings of the last pass that are not mended.",
+        "complete_in_s": "Seconds until this pass will be complete, by forecast.",
+        "oldest_verified_s": "Age of the oldest proof of a segment that was read again.",
+    }
+    names = {"is_late": "late", "complete_in_s": "complete_in_seconds", "oldest_verified_s": "oldest_seconds"}
+    for key, text in gauges.items():
+        if scrub[key] is not None:
+            yield _one(f"scrub_{names.get(key, key)}", text, float(scrub[key]))
+    soft = CounterMetricFamily(f"{_PREFIX}store_soft_errors", "Reads that were wrong, and right when repeated.")
+    soft.add_metric([], scrub["soft_errors"])
+    yield soft
 
 
 def _peers(peers: list[dict[str, Any]]) -> Iterable[Metric]:

@@ -12,6 +12,7 @@ from replicator.jobs.parts import Parts
 from replicator.jobs.pulls import Pulls
 from replicator.jobs.runner import JobRunner, JobView
 from replicator.monitor.alerts import find_alerts
+from replicator.monitor.scrub import scrub_page
 from replicator.monitor.syncs import SyncSources, describe_sync
 from replicator.net.mesh import Mesh
 
@@ -50,6 +51,7 @@ def node_status(sources: StatusSources) -> dict[str, Any]:
         "syncs": [describe_sync(syncs, sync, now) for sync in parts.catalog.syncs()],
         "jobs": [describe_job(view) for view in sources.jobs.running()],
         "store": _store(parts, now),
+        "scrub": scrub_page(parts, with_segments=False),
         "repairs": {f"{role}.{outcome}": count for (role, outcome), count in parts.catalog.repair_counts().items()},
         "throttle": {
             "out_bytes_per_s": sources.mesh.pacing.node["out"].rate_bytes,
@@ -149,6 +151,8 @@ def _store(parts: Parts, now: int) -> dict[str, Any]:
         "broken_blocks": counted.broken_blocks,
         "condemned_blocks": counted.condemned_blocks,
         "read_only": counted.read_only,
+        "soft_errors": counted.soft_errors,
+        "deletion_off": parts.collector.why_off(),
         "oldest_verified_s": _age(now, counted.oldest_verified_ns),
     }
 

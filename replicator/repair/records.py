@@ -1,48 +1,191 @@
-"""Bringing back snapshots whose record could not be read when the catalogue was rebuilt."""
+"""Holding the catalogue and the records in the store against each other, in both directions.
 
-from protocol.ids import BlockId
+A snapshot's record is kept twice: in a row of the catalogue and as a block in the store. Both
+are signed by the origin, so neither has to be believed, and each can be mended from the other:
+
+- a row whose signature, columns or block id are wrong is mended from the block;
+- a record whose block is gone is written again from the row;
+- a record without a row, that nobody deleted, is a row that was lost: if everything that it
+  needs is here, it is entered again. If a writer is at work it is left for the next time: its
+  row may be about to come.
+
+What neither side can say any more is refused by name, and stays an alert.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from protocol.ids import BlockId, SnapshotId, split_ids
+from protocol.wire.envelope import parse_header, seal
+from protocol.wire.hashing import Kind
+from replicator.catalog.audit import (
+    SnapshotRow,
+    buried,
+    bury,
+    damage_of_file,
+    forget_graves,
+    mend_row,
+    open_row,
+    snapshot_rows,
+)
 from replicator.catalog.catalog import Catalog
-from replicator.core.errors import BlockMissing, CatalogError, ReplicatorError
-from replicator.core.logging import get_logger
-from replicator.store.ports import BlockReader
+from replicator.catalog.manifest.walk import closure
+from replicator.catalog.records import SnapshotRecord, open_record
+from replicator.core.errors import BlockMissing, ManifestDamaged, ReplicatorError, Untrusted
+from replicator.core.ports import Offload, WallClock
+from replicator.repair.verdict import Verdict
+from replicator.store.ports import BlockReader, BlockStore, Lease, SealedBlock
+
+_NOTED: Final = "deletions.noted"
+"""Set in the catalogue once every deletion is in its table; before that its word is taken once, at the first check."""
+_READ: Final = 256
+_HOLDER: Final = "scrub"
 
 
-class RecordsUnread(CatalogError):
-    """Some snapshots are not in the catalogue, so nobody knows what they need."""
+@dataclass(slots=True)
+class _Look:
+    """What the blocking half found."""
 
-    def __init__(self, names: list[BlockId]) -> None:
-        super().__init__(
-            f"{len(names)} snapshot records cannot be read, the first {names[0].hex()[:16]}: "
-            "what those snapshots need is not known, so nothing is collected.",
-            hint="When a peer that has them is linked, run this again; or give them up: `replicator gc --give-up`.",
-        )
+    verdicts: list[Verdict] = field(default_factory=list)
+    strays: dict[BlockId, bytes] = field(default_factory=dict)
+    """Records that no row speaks for and that nobody deleted: their blocks and their signed bytes."""
 
 
-async def account_for_records(catalog: Catalog, reader: BlockReader, *, give_up: bool) -> None:
-    """Enter every missing snapshot whose record can be had by now. Raises `RecordsUnread` while one cannot.
+class RecordCheck:
+    """Checks and mends the catalogue of one node."""
 
-    `give_up` is a person's word that what is still missing is not wanted any more.
-    """
-    unread = catalog.lost.unread()
-    if not unread:
-        return
-    still = [name for name in unread if not await _enter(catalog, reader, name)]
-    if still and give_up:
-        get_logger().warning("records.given_up", records=[name.hex() for name in still])
-        still = []
-    catalog.lost.set_unread(still)
-    if still:
-        raise RecordsUnread(still)
+    def __init__(
+        self, *, store: BlockStore, catalog: Catalog, reader: BlockReader, offload: Offload, clock: WallClock
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._reader = reader
+        self._offload = offload
+        self._clock = clock
 
+    async def run(self) -> list[Verdict]:
+        """One whole check. Every finding is mended if it can be."""
+        look = await self._offload.run(self._look)
+        is_quiet = not [holder for holder in self._store.holders() if holder != _HOLDER]
+        for block, signed in look.strays.items() if is_quiet else ():
+            look.verdicts.append(await self._take_back(block, signed))
+        return look.verdicts
 
-async def _enter(catalog: Catalog, reader: BlockReader, name: BlockId) -> bool:
-    try:
-        bodies = await reader.read([name])
-    except BlockMissing:
-        return False
-    try:
-        catalog.add_snapshot(bytes(bodies[name]), name)
-    except ReplicatorError as error:
-        # It can be read, and is no snapshot that this site would take: nothing is owed to it.
-        get_logger().error("record.refused", block=name.hex(), error=str(error))
-    return True
+    # -- in a worker thread ---------------------------------------------------------------
+
+    def _look(self) -> _Look:
+        look = _Look()
+        if wrong := damage_of_file(self._catalog.db):
+            look.verdicts.append(
+                Verdict(
+                    what="catalogue", subject=self._catalog.db.path.name, cause=wrong, place=str(self._catalog.db.path),
+                    done="refused: put a copy back, or move it away and its snapshots are found in the store",
+                    is_mended=False,
+                )
+            )  # fmt: skip
+            return look
+        records = self._records_in_store()
+        here = {name for name, _ in records.values()}
+        rows: set[bytes] = set()
+        for row in snapshot_rows(self._catalog.db):
+            record = open_row(row)
+            if isinstance(record, str):
+                kept = self._mend(row, record, records, look)
+                rows.update(kept)
+                continue
+            rows.add(record.snapshot_id)
+            if BlockId(row.record_block) not in here:
+                look.verdicts.append(self._write_again(record, row))
+        self._sort_strays(records, rows, look)
+        return look
+
+    def _records_in_store(self) -> dict[SnapshotId, tuple[BlockId, bytes]]:
+        """Every sound record among the blocks, by its snapshot."""
+        names = self._store.of_kind(Kind.RECORD)
+        found: dict[SnapshotId, tuple[BlockId, bytes]] = {}
+        for at in range(0, len(names), _READ):
+            for name, body in self._store.read(names[at : at + _READ]).sound.items():
+                try:
+                    found[open_record(bytes(body)).snapshot_id] = (name, bytes(body))
+                except (ManifestDamaged, Untrusted):
+                    continue  # A hash that is right over a signature that is wrong: nobody of ours wrote that.
+        return found
+
+    def _mend(
+        self, row: SnapshotRow, wrong: str, records: dict[SnapshotId, tuple[BlockId, bytes]], look: _Look
+    ) -> list[bytes]:
+        by_block = dict(records.values())
+        good = by_block.get(BlockId(row.record_block))
+        if good is None:
+            good = records.get(SnapshotId(row.snapshot_id), (None, None))[1]
+        subject = row.snapshot_id.hex()
+        if good is None:
+            look.verdicts.append(
+                Verdict(
+                    what="catalogue", subject=subject, cause=wrong, place="table snapshots",
+                    done="refused: neither row nor block has the record; a peer that has the snapshot can send it",
+                    is_mended=False,
+                )
+            )  # fmt: skip
+            return [row.snapshot_id]
+        mend_row(self._catalog.db, row, good)
+        look.verdicts.append(
+            Verdict(
+                what="catalogue", subject=subject, cause=wrong, place="table snapshots",
+                done="row mended from the record's block", is_mended=True,
+            )
+        )  # fmt: skip
+        return [open_record(good).snapshot_id]
+
+    def _write_again(self, record: SnapshotRecord, row: SnapshotRow) -> Verdict:
+        sealed = seal(Kind.RECORD, row.signed)
+        lease = self._store.begin(_HOLDER)
+        try:
+            self._store.append(lease, [SealedBlock(parse_header(sealed), sealed)])
+            self._store.commit(lease)
+            done, is_mended = "record written again from the catalogue", True
+        except ReplicatorError as error:
+            done, is_mended = f"could not be written again: {error.message}", False
+        finally:
+            self._store.end(lease)
+        return Verdict(
+            what="record", subject=record.snapshot_id.hex(), cause="missing", place="the store", done=done,
+            is_mended=is_mended, block_id=BlockId(row.record_block),
+        )  # fmt: skip
+
+    def _sort_strays(self, records: dict[SnapshotId, tuple[BlockId, bytes]], rows: set[bytes], look: _Look) -> None:
+        catalog, graves = self._catalog, buried(self._catalog.db)
+        strays = {one: found for one, found in records.items() if one not in rows and one not in graves}
+        if catalog.fact(_NOTED) is None:
+            bury(catalog.db, [(one, block) for one, (block, _) in strays.items()], now_ns=self._clock.now_ns())
+            catalog.set_fact(_NOTED, "yes")
+            strays = {}
+        look.strays = dict(strays.values())
+        forget_graves(catalog.db, [one for one in graves if one not in records])
+
+    # -- on the event loop ----------------------------------------------------------------
+
+    async def _take_back(self, block: BlockId, signed: bytes) -> Verdict:
+        record = open_record(signed)
+        lease = self._store.begin(_HOLDER)
+        try:
+            async for _, packed in closure(self._reader, record.root, record.shape):
+                await self._offload.run(self._demand, lease, packed)
+            self._catalog.add_snapshot(signed, block)
+            self._store.renew(lease)
+            done, is_mended = "row entered again from the record's block", True
+        except ReplicatorError as error:
+            done, is_mended = f"refused: {error.message}", False
+        finally:
+            self._store.end(lease)
+        return Verdict(
+            what="catalogue", subject=record.snapshot_id.hex(), cause="its row is missing", place="table snapshots",
+            done=done, is_mended=is_mended,
+        )  # fmt: skip
+
+    def _demand(self, lease: Lease, packed: bytes) -> None:
+        ids = split_ids(packed)
+        here = self._store.have(lease, ids)
+        for block in ids:
+            if block not in here:
+                raise BlockMissing(block)

@@ -1,32 +1,58 @@
 """Reading everything again, because disks forget quietly.
 
 A block that nobody reads can rot for years, and the day it is needed is the day its last good
-copy on another site may be gone too. The scrub finds it while peers still have it. It has two
-halves:
+copy on another site may be gone too. The scrub finds it while peers still have it. A pass goes
+through four stages:
 
-1. every block that the ledger knows is read from its segment and proven by its hash;
-2. every block that a snapshot needs is looked up, so that a block of which the ledger lost
-   all trace is found too.
+1. *index*: is the ledger sound as a file;
+2. *catalogue*: the file, every record's signature, and every record block against its row, both
+   ways (`repair/records.py`);
+3. *segments*: every block that the ledger knows is read from its segment and proven by its
+   hash, so every entry of the ledger is proven to point at what it says;
+4. *manifests*: every map is walked from its root, and every block that a snapshot needs is
+   looked up. What the ledger has lost all trace of is looked for in the segments first, then
+   asked of the peers.
 
-The first half's cursor is kept, so a restart goes on where it was.
+What lies in a segment without an entry in the ledger, and is needed by no snapshot, was let go
+on purpose, or belonged to a write that was never acknowledged: it is what collections remove.
+
+How far a pass has come is kept, so a restart goes on where it was.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+import json
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
-from protocol.ids import BLOCK_ID_BYTES, BlockId
+import trio
+
+from protocol.ids import BlockId, split_ids
+from protocol.wire.hashing import Kind
+from replicator.catalog.audit import sound_records
 from replicator.catalog.catalog import Catalog
-from replicator.catalog.manifest.walk import closure
-from replicator.core.errors import BlockMissing
+from replicator.catalog.manifest.walk import Layer, closure
+from replicator.catalog.records import SnapshotRecord
+from replicator.core.errors import BlockMissing, CatalogError, ManifestDamaged
 from replicator.core.logging import get_logger
-from replicator.core.ports import Offload
+from replicator.core.ports import Offload, WallClock
 from replicator.core.progress import Progress
 from replicator.repair.ask import Healed
+from replicator.repair.coverage import find_touched
+from replicator.repair.pace import Standing
+from replicator.repair.records import RecordCheck
+from replicator.repair.verdict import Verdict, of_fault
 from replicator.store.ports import BlockReader, BlockStore, Cause, Fault, ScrubCursor
 
-_STEP_BYTES: Final = 32 * 1024 * 1024
-_CURSOR: Final = "scrub.cursor"
+PART_BYTES: Final = 32 * 1024 * 1024
+"""Read between two looks at the clock: half a second of a fast disk, and little memory."""
+_PASS: Final = "scrub.pass"
+_FINDINGS: Final = "scrub.findings"
+_KEPT_MAX: Final = 100
+_LOST_MAX: Final = 100_000
+"""Blocks without an entry that are looked for at once: each search reads the whole store."""
+_RUNS_A_STEP: Final = 64
 
 Heal = Callable[[Sequence[Fault]], Awaitable[Healed]]
 """`Healer.heal`."""
@@ -34,17 +60,41 @@ Heal = Callable[[Sequence[Fault]], Awaitable[Healed]]
 
 @dataclass(slots=True)
 class ScrubReport:
-    """What a scrub read, found and mended."""
+    """What a pass read, found and mended."""
 
     blocks: int = 0
     sealed_bytes: int = 0
+    soft_errors: int = 0
     faults: list[Fault] = field(default_factory=list)
     healed: int = 0
     unhealed: list[Fault] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Pass:
+    """How far the present pass is. All of it is kept, in the catalogue."""
+
+    started_ns: int = 0
+    """0 before the first one."""
+    ended_ns: int = 0
+    """0 while it goes on."""
+    stage: str = "index"
+    cursor: str = ""
+    read_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """One part of a pass: what it read, in how long, and whether the pass is complete."""
+
+    read_bytes: int
+    took_s: float
+    is_complete: bool
 
 
 class Scrubber:
-    """Goes through one store. `heal` is None where no peer can be asked: then it only finds and lists."""
+    """Goes through one node. `heal` is None where no peer can be asked: then it only finds and lists."""
 
     def __init__(
         self,
@@ -53,57 +103,156 @@ class Scrubber:
         catalog: Catalog,
         reader: BlockReader,
         offload: Offload,
+        clock: WallClock,
         heal: Heal | None,
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._reader = reader
         self._offload = offload
+        self._clock = clock
         self._heal = heal
+        self._records = RecordCheck(store=store, catalog=catalog, reader=reader, offload=offload, clock=clock)
+        self._lock = trio.Lock()
+        self._walk: AsyncGenerator[None, None] | None = None
+        self._lost: dict[BlockId, Kind] = {}
+        self._report = ScrubReport()
+        self.pass_now = self._kept_pass()
+        self.findings: list[dict[str, object]] = json.loads(catalog.fact(_FINDINGS) or "[]")
+        """Of the last complete pass and since, newest last."""
+        self.rate_seen = 0.0
+        """Bytes a second that the disk gave lately."""
+
+    @property
+    def is_between_passes(self) -> bool:
+        return self.pass_now.started_ns == 0 or self.pass_now.ended_ns != 0
+
+    @property
+    def left_bytes(self) -> int:
+        """About: what was deleted or added since the pass began is not counted out."""
+        read_bytes = 0 if self.is_between_passes else self.pass_now.read_bytes
+        return max(0, self._store.statistics().sealed_bytes - read_bytes)
 
     async def run(self, progress: Progress, *, from_start: bool) -> ScrubReport:
-        """One whole pass, from the kept cursor or from the start."""
-        report = ScrubReport()
-        total = self._store.statistics().sealed_bytes
-        progress.begin("reading every block", total=total)
-        cursor = None if from_start else self._cursor()
-        while True:
-            part = await self._offload.run(lambda at: self._store.verify(after=at, bytes_max=_STEP_BYTES), cursor)
-            report.blocks += part.blocks
-            report.sealed_bytes += part.sealed_bytes
-            progress.advance(part.sealed_bytes)
-            await self._take_care(part.faults, report)
-            cursor = part.cursor
-            self._keep_cursor(cursor)
-            if cursor is None:
-                break
-        await self._look_for_lost(progress, report)
-        return report
+        """One whole pass at full speed, from where the last one stopped or from the start."""
+        async with self._lock:
+            if from_start or self.is_between_passes:
+                await self._begin()
+            progress.begin("reading every block", total=self.left_bytes)
+            is_complete = False
+            while not is_complete:
+                stepped = await self._step(past_cache=False)
+                progress.advance(stepped.read_bytes)
+                progress.detail = self.pass_now.stage
+                is_complete = stepped.is_complete
+            return self._report
 
-    async def step(self) -> tuple[int, bool]:
-        """One part of a pass, for the background: bytes read, and whether the pass is complete."""
-        part = await self._offload.run(lambda at: self._store.verify(after=at, bytes_max=_STEP_BYTES), self._cursor())
-        await self._take_care(part.faults, ScrubReport())
-        self._keep_cursor(part.cursor)
-        return part.sealed_bytes, part.cursor is None
+    async def step(self) -> Stepped:
+        """One part of a pass, for the background; begins the next pass if the last one is complete."""
+        async with self._lock:
+            if self.is_between_passes:
+                await self._begin()
+            began = time.monotonic()
+            stepped = await self._step(past_cache=True)
+            took_s = max(1e-6, time.monotonic() - began)
+            if stepped.read_bytes >= PART_BYTES // 4:
+                rate = stepped.read_bytes / took_s
+                self.rate_seen = rate if not self.rate_seen else 0.8 * self.rate_seen + 0.2 * rate
+            return replace(stepped, took_s=took_s)
 
-    async def _look_for_lost(self, progress: Progress, report: ScrubReport) -> None:
-        """Second half: what snapshots need and the ledger does not know."""
-        snapshots = self._catalog.snapshots()
-        progress.begin("checking that snapshots are whole", unit="snapshots", total=len(snapshots))
+    async def _begin(self) -> None:
+        await self._stop_walking()
+        self.pass_now = Pass(started_ns=self._clock.now_ns())
+        self._report = ScrubReport()
+        self._keep_pass()
+
+    async def _step(self, *, past_cache: bool) -> Stepped:
+        now = self.pass_now
+        read_bytes = 0
+        match now.stage:
+            case "index":
+                await self._check_index()
+                now.stage = "catalogue"
+            case "catalogue":
+                for verdict in await self._records.run():
+                    self._take_down(verdict)
+                now.stage = "segments"
+            case "segments":
+                read_bytes = await self._read_segments(past_cache=past_cache)
+            case _:
+                if await self._walk_on():
+                    await self._end()
+        self._keep_pass()
+        return Stepped(read_bytes, 0.0, now.ended_ns != 0)
+
+    # -- the stages -----------------------------------------------------------------------
+
+    async def _check_index(self) -> None:
+        if wrong := await self._offload.run(self._store.check_index):
+            done = "made anew from the segments"
+            self._take_down(
+                Verdict(what="index", subject="ledger", cause=wrong, place="the store", done=done, is_mended=True)
+            )
+
+    async def _read_segments(self, *, past_cache: bool) -> int:
+        now, report = self.pass_now, self._report
+        part = await self._offload.run(
+            lambda at: self._store.verify(after=at, bytes_max=PART_BYTES, past_cache=past_cache), _cursor(now.cursor)
+        )
+        report.blocks += part.blocks
+        report.sealed_bytes += part.sealed_bytes
+        report.soft_errors += part.soft_errors
+        await self._take_care(part.faults)
+        now.read_bytes += part.sealed_bytes
+        now.cursor = f"{part.cursor.segment}:{part.cursor.offset}" if part.cursor else ""
+        if part.cursor is None:
+            now.stage = "manifests"
+        return part.sealed_bytes
+
+    async def _walk_on(self) -> bool:
+        """Some nodes further. Answers whether all maps are done. After a restart it begins anew: nodes are few."""
+        if self._walk is None:
+            self._walk = self._walk_all()
+        try:
+            for _ in range(_RUNS_A_STEP):
+                if await anext(self._walk, _DONE) is _DONE:
+                    self._walk = None
+                    return True
+        except BaseException:
+            # A walk that was cut short is over, and would look like one that came to its end.
+            self._walk, self._lost = None, {}
+            raise
+        return False
+
+    async def _walk_all(self) -> AsyncGenerator[None, None]:
         seen: set[BlockId] = set()
-        for snapshot in snapshots:
-            record = snapshot.record
-            try:
-                async for kind, packed in closure(self._reader, record.root, record.shape, seen=seen):
-                    ids = [BlockId(packed[at : at + BLOCK_ID_BYTES]) for at in range(0, len(packed), BLOCK_ID_BYTES)]
-                    lost = await self._offload.run(self._lost_among, ids)
-                    await self._take_care([Fault(block, kind, Cause.MISSING, None) for block in lost], report)
-            except BlockMissing as error:
-                # A node that nobody has: what lies below it cannot even be named.
-                seen.discard(record.root)
-                report.unhealed.append(Fault(BlockId(error.block_id), 1, Cause.MISSING, None))
-            progress.advance(1)
+        for record in sound_records(self._catalog.db):
+            layer = Layer(seen)
+            while True:
+                try:
+                    async with aclosing(closure(self._reader, record.root, record.shape, seen=layer)) as needed:
+                        async for kind, packed in needed:
+                            await self._look_up(kind, packed)
+                            yield
+                    layer.merge()
+                except BlockMissing as error:
+                    if await self._find_again({BlockId(error.block_id): Kind.NODE}):
+                        layer = Layer(seen)
+                        continue
+                    # A node that nobody has: what lies below it cannot even be named.
+                    await self._take_care([Fault(BlockId(error.block_id), Kind.NODE, Cause.MISSING, None)])
+                except ManifestDamaged as error:
+                    self._take_down(_manifest_verdict(record, error))
+                break
+            yield
+        await self._settle_lost()
+
+    async def _look_up(self, kind: Kind, packed: bytes) -> None:
+        ids = split_ids(packed)
+        for block in await self._offload.run(self._lost_among, ids):
+            self._lost[block] = kind
+        if len(self._lost) >= _LOST_MAX:
+            await self._settle_lost()
 
     def _lost_among(self, ids: list[BlockId]) -> list[BlockId]:
         lease = self._store.begin("scrub")
@@ -113,29 +262,112 @@ class Scrubber:
             self._store.end(lease)
         return [block for block in dict.fromkeys(ids) if block not in here]
 
-    async def _take_care(self, faults: list[Fault], report: ScrubReport) -> None:
+    async def _settle_lost(self) -> None:
+        """What snapshots need and the ledger does not know: from the segments if it lies there, else from the peers."""
+        lost, self._lost = self._lost, {}
+        if not lost:
+            return
+        known = {fault.block_id for fault in self._store.broken()}
+        untraced = {block: kind for block, kind in lost.items() if block not in known}
+        found = await self._find_again(untraced) if untraced else set()
+        await self._take_care([Fault(b, k, Cause.MISSING, None) for b, k in lost.items() if b not in found])
+
+    async def _find_again(self, lost: dict[BlockId, Kind]) -> set[BlockId]:
+        found = await self._offload.run(self._store.rescue, list(lost))
+        for block in found:
+            self._lost.pop(block, None)
+            fault = Fault(block, lost[block], Cause.MISSING, None)
+            verdict = of_fault(fault, done="the ledger had lost it; entered again from its segment", is_mended=True)
+            self._take_down(replace(verdict, what="index"))
+        return set(found)
+
+    async def _end(self) -> None:
+        report = self._report
+        lost = [verdict.block_id for verdict in report.verdicts if not verdict.is_mended and verdict.block_id]
+        if lost:
+            try:
+                touched = tuple(await find_touched(self._catalog, self._reader, lost))
+            except CatalogError:
+                touched = ()  # A row that could not be mended stands in the way; it has a verdict of its own.
+            report.verdicts = [
+                replace(one, touches=touched) if one.block_id and not one.is_mended else one for one in report.verdicts
+            ]
+        self.findings = [asdict(one) | {"block_id": None} for one in report.verdicts[-_KEPT_MAX:]]
+        self._keep_findings()
+        self.pass_now.ended_ns = max(self._clock.now_ns(), self.pass_now.started_ns + 1)
+
+    # -- findings -------------------------------------------------------------------------
+
+    async def _take_care(self, faults: Sequence[Fault]) -> None:
+        report = self._report
         known = {fault.block_id for fault in report.faults}
         fresh = [fault for fault in faults if fault.block_id not in known]
         if not fresh:
             return
         report.faults += fresh
-        log = get_logger()
-        for fault in fresh[:20]:
-            log.error(f"block.{fault.cause.value}", block=fault.block_id.hex(), place=str(fault.place))
         if self._heal is None:
             await self._offload.run(self._store.quarantine, fresh)
-            report.unhealed += fresh
-            return
-        answer = await self._heal(fresh)
+            answer = Healed([], fresh)
+        else:
+            answer = await self._heal(fresh)
         report.healed += len(answer.healed)
         report.unhealed += answer.unhealed
+        for fault in answer.healed:
+            self._take_down(of_fault(fault, done="quarantined; a sound copy came from a peer", is_mended=True))
+        nobody = "quarantined; no peer has a sound copy" if self._heal else "quarantined; peers are asked by the node"
+        for fault in answer.unhealed:
+            self._take_down(of_fault(fault, done=nobody, is_mended=False))
 
-    def _cursor(self) -> ScrubCursor | None:
-        text = self._catalog.fact(_CURSOR)
-        if not text:
-            return None
-        segment, offset = text.split(":")
-        return ScrubCursor(int(segment), int(offset))
+    def _take_down(self, verdict: Verdict) -> None:
+        self._report.verdicts.append(verdict)
+        self.findings = [*self.findings, asdict(verdict) | {"block_id": None}][-_KEPT_MAX:]
+        self._keep_findings()
+        get_logger().error(
+            "scrub.finding", what=verdict.what, subject=verdict.subject, cause=verdict.cause, place=verdict.place,
+            done=verdict.done,
+        )  # fmt: skip
 
-    def _keep_cursor(self, cursor: ScrubCursor | None) -> None:
-        self._catalog.set_fact(_CURSOR, f"{cursor.segment}:{cursor.offset}" if cursor else "")
+    # -- what is kept ---------------------------------------------------------------------
+
+    async def _stop_walking(self) -> None:
+        if self._walk is not None:
+            await self._walk.aclose()
+        self._walk, self._lost = None, {}
+
+    def _kept_pass(self) -> Pass:
+        text = self._catalog.fact(_PASS)
+        return Pass(**json.loads(text)) if text else Pass()
+
+    def _keep_pass(self) -> None:
+        self._catalog.set_fact(_PASS, json.dumps(asdict(self.pass_now)))
+
+    def _keep_findings(self) -> None:
+        self._catalog.set_fact(_FINDINGS, json.dumps(self.findings))
+
+
+def standing_of(scrubber: Scrubber, *, now_ns: int) -> Standing:
+    """Where the present pass is, or, between passes, where the next one will begin."""
+    now = scrubber.pass_now
+    started_ns = now_ns if scrubber.is_between_passes else min(now.started_ns, now_ns)
+    return Standing(started_ns=started_ns, left_bytes=scrubber.left_bytes, rate_seen=scrubber.rate_seen)
+
+
+_DONE: Final = object()
+
+
+def _cursor(text: str) -> ScrubCursor | None:
+    if not text:
+        return None
+    segment, offset = text.split(":")
+    return ScrubCursor(int(segment), int(offset))
+
+
+def _manifest_verdict(record: SnapshotRecord, error: ManifestDamaged) -> Verdict:
+    return Verdict(
+        what="manifest",
+        subject=record.snapshot_id.hex(),
+        cause=error.message,
+        place=f"{record.volume_name}, below root {record.root.hex()[:16]}",
+        done="refused: its blocks are what was signed, so no peer has better ones; the next snapshot makes new nodes",
+        is_mended=False,
+    )

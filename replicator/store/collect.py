@@ -1,260 +1,198 @@
-"""Letting go: mark, condemn, wait, sweep.
+"""Letting go: mark, condemn, wait, sweep. Decided here, carried out by any engine that has `Shelves`.
 
 Replication software loses data mostly in collectors that race with writers, so this one is
-slow on purpose. A run has four steps:
+slow on purpose. A run is a plan and its execution:
 
 1. *Mark.* Read who is writing, then the roots, then walk everything the roots reach (the
    caller does the walking and hands in the marks). Any failing read aborts the run: "could
    not read" never means "nothing refers to it".
-2. *Revive* whatever was condemned and is reached again.
-3. *Sweep* what was condemned before `grace_s`, in an epoch from which no writer is left, and
-   is still unreached.
-4. *Condemn* what is present and unreached now. It stays readable, and a writer that asks for
-   it brings it back, until a later run sweeps it.
+2. *Plan*: what is condemned and reached again comes back; what was condemned before
+   `grace_s`, in an epoch from which no writer is left, and is still unreached, goes; what is
+   present and unreached now is sentenced. Pure looking: a dry run ends here, and its list is
+   the list of the run that follows, because it is made by the same lines.
+3. *Carry out* (`store/sweep.py`), in small steps between which the process may be killed.
 
 Why no race is left: a writer that was told "present" before the sentence holds a lease from
-that epoch or before, so step 3 waits for it; when it ends, its root is among the roots of the
-next mark. The roots include what a live writer builds on (its base), or a base that is pruned under
-it would not be spoken for. A writer that asks after the sentence lifts it (`LocalStore.have`). The lease list
-is read *before* the roots, so a writer that ends in between counts as alive.
-
-Marks are the first 8 bytes of ids: an accidental match keeps a dead block, never drops a live
-one, and a hundred million blocks are 800 MB instead of ten times that.
+that epoch or before, so the sweep waits for it; when it ends, its root is among the roots of
+the next mark. The roots include what a live writer builds on (its base), or a base that is
+pruned under it would not be spoken for. A writer that asks after the sentence lifts it
+(`have`). The lease list is read *before* the roots, so a writer that ends in between counts as
+alive; and one that was taken for dead by the clock learns it when it renews its lease after
+publishing, and takes its root back (`BlockStore.renew`).
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from protocol.ids import BLOCK_ID_BYTES, BlockId
-from protocol.wire.envelope import parse_header
-from replicator.core.errors import StoreFull
+from protocol.ids import BLOCK_ID_BYTES, BlockId, split_ids
 from replicator.core.ports import WallClock
-from replicator.store.ledger import Ledger
-from replicator.store.local import LocalStore
-from replicator.store.ports import Fault, SealedBlock
-from replicator.store.segments import SEGMENT_HEADER_BYTES
-from replicator.store.verify import read_pieces
+from replicator.store.config import StoreConfig
+from replicator.store.marks import Marks, MarkSet, are_marked, packed_batches, prefixes
+from replicator.store.plan import Freed, Plan, plan_shelves, why_held
+from replicator.store.ports import Mark, Shelves
+from replicator.store.sweep import Collected, Sweep
 
-_SWEEP_ROWS: Final = 20_000
-Marks = npt.NDArray[np.uint64]
-
-
-class MarkSet:
-    """Collects ids that are spoken for."""
-
-    def __init__(self) -> None:
-        self._parts: list[Marks] = []
-
-    def add(self, packed: bytes) -> None:
-        """Mark a run of ids."""
-        self._parts.append(prefixes(packed))
-
-    def finish(self) -> Marks:
-        return np.unique(np.concatenate(self._parts)) if self._parts else np.empty(0, np.uint64)
+_EVER = 2**62
 
 
-def prefixes(packed: bytes) -> Marks:
-    """The first 8 bytes of each id in a run."""
-    return np.frombuffer(packed, dtype=">u8")[:: BLOCK_ID_BYTES // 8].astype(np.uint64)
+class Collectable(Protocol):
+    """A store with segments to empty."""
 
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """The beginning of a run, taken before the roots are read."""
-
-    epoch: int
-    oldest_writer_epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """What a run did, or, for a dry run, would do."""
-
-    blocks_condemned: int
-    bytes_condemned: int
-    blocks_swept: int
-    bytes_swept: int
-    blocks_revived: int
-    segments_removed: int
-    bytes_freed: int
-    writers_waited_for: int
-    duration_s: float
+    @property
+    def config(self) -> StoreConfig: ...
+    @property
+    def shelves(self) -> Shelves: ...
 
 
 class Collector:
-    """Collects one local store. One run at a time: the caller sees to that."""
+    """Collects one store. One run at a time: the caller sees to that.
 
-    def __init__(self, store: LocalStore, *, clock: WallClock) -> None:
-        self._store = store
+    `why_off` is the kill switch: while it gives a reason, nothing is deleted, also not by a run that has begun.
+    """
+
+    def __init__(self, store: Collectable, *, clock: WallClock, why_off: Callable[[], str] = lambda: "") -> None:
+        self._config = store.config
+        self._shelves = store.shelves
         self._clock = clock
+        self._why_off = why_off
 
-    def begin(self) -> Mark:
-        """Call before reading the roots."""
-        self._store.flush()
-        oldest = self._store.leases.oldest_epoch()
-        epoch = self._store.leases.advance()
-        self._store.ledger.set_fact("epoch", epoch)
-        return Mark(epoch, oldest)
+    @property
+    def rewrite_rate_bytes(self) -> int:
+        """What whoever steps through an execution moves at most in a second."""
+        return self._config.rewrite_rate_bytes
 
-    def finish(self, mark: Mark, marks: Marks, *, grace_s: float, dry_run: bool) -> Collected:
-        """Judge by `marks`, everything that the roots read after `mark` reach."""
-        with self._store.housekeeping:
-            return self._finish(mark, marks, grace_s=grace_s, dry_run=dry_run)
+    def why_off(self) -> str:
+        return self._why_off()
 
-    def _finish(self, mark: Mark, marks: Marks, *, grace_s: float, dry_run: bool) -> Collected:
-        began = time.monotonic()
-        ledger = self._store.ledger
+    def weigh(self, ids: Sequence[BlockId]) -> tuple[int, int]:
+        """How many of these are present, and what they take."""
+        places = self._shelves.places(ids)
+        return len(places), sum(place.length for place in places.values())
+
+    def begin(self, *, is_rehearsal: bool = False) -> Mark:
+        """Call before reading the roots. A rehearsal changes nothing."""
+        return self._shelves.open_epoch(is_rehearsal=is_rehearsal)
+
+    def plan(self, mark: Mark, marks: Marks, *, grace_s: float, at_once: bool = False) -> Plan:
+        """Judge by `marks`: everything that the roots read after `mark` reach.
+
+        `at_once` foretells two runs in one: sentence, and execution with a fresh mark that finds the same.
+        """
         now_ns = self._clock.now_ns()
-        revived = [] if dry_run else self._revive(marks)
-        ripe = ledger.condemned(epoch_below=mark.oldest_writer_epoch, at_most_ns=now_ns - int(grace_s * 1e9))
-        ripe = [block for block in ripe if not _is_marked(marks, block)]
-        swept_bytes = 0
-        if dry_run:
-            swept_bytes = _sealed_bytes(ledger, ripe)
-        else:
-            for at in range(0, len(ripe), _SWEEP_ROWS):
-                swept_bytes += ledger.sweep(ripe[at : at + _SWEEP_ROWS], epoch_below=mark.oldest_writer_epoch)
-        condemned, condemned_bytes = self._condemn(mark, marks, now_ns=now_ns, dry_run=dry_run)
-        if not dry_run:
-            ledger.drop_broken([f.block_id for f in ledger.broken() if not _is_marked(marks, f.block_id)])
-        removed, freed = (0, 0) if dry_run else self._shrink()
-        return Collected(
-            blocks_condemned=condemned,
-            bytes_condemned=condemned_bytes,
-            blocks_swept=len(ripe),
-            bytes_swept=swept_bytes,
-            blocks_revived=len(revived),
-            segments_removed=removed,
-            bytes_freed=freed,
-            writers_waited_for=len(self._store.leases.holders()),
-            duration_s=time.monotonic() - began,
+        back = tuple(self._among(marks, self._shelves.condemned(epoch_below=_EVER, at_most_ns=_EVER), marked=True))
+        ripe = self._shelves.condemned(epoch_below=mark.oldest_writer_epoch, at_most_ns=now_ns - int(grace_s * 1e9))
+        sweep = b"".join(self._among(marks, ripe, marked=False))
+        freed = Freed()
+        self._weigh(freed, sweep)
+        condemned = [run for packed in self._shelves.ids() if (run := self._unspoken(marks, packed))]
+        sentenced = Freed()
+        for run in condemned:
+            self._weigh(sentenced, run)
+        sweep_bytes = freed.bytes
+        if at_once and mark.oldest_writer_epoch == mark.epoch:  # Nobody is alive to wait for.
+            sweep += b"".join(condemned)
+            sweep_bytes += sentenced.bytes
+            freed.merge(sentenced)
+        remove, rewrite = plan_shelves(self._shelves.shelves(), freed.by_segment, config=self._config)
+        share = self._share(sentenced)
+        return Plan(
+            mark=mark,
+            marks=marks,
+            at_ns=now_ns,
+            revive=back,
+            sweep=sweep,
+            sweep_bytes=sweep_bytes,
+            condemn=tuple(condemned),
+            condemn_blocks=sentenced.blocks,
+            condemn_bytes=sentenced.bytes,
+            remove=tuple(remove),
+            rewrite=tuple(rewrite),
+            share=share,
+            held=why_held(share, self._config.bulk_share_max),
+            writers=tuple(self._shelves.holders()),
         )
+
+    def _among(self, marks: Marks, ids: Sequence[BlockId], *, marked: bool) -> list[BlockId]:
+        if not ids:
+            return []
+        hits = are_marked(marks, prefixes(b"".join(ids)))
+        return [ids[at] for at in np.flatnonzero(hits if marked else ~hits).tolist()]
+
+    def _unspoken(self, marks: Marks, packed: bytes) -> bytes:
+        """Of a run of present ids those that nothing speaks for and that bear no sentence yet."""
+        dead = np.flatnonzero(~are_marked(marks, prefixes(packed))).tolist()
+        ids = [BlockId(packed[at * BLOCK_ID_BYTES : (at + 1) * BLOCK_ID_BYTES]) for at in dead]
+        if not ids:
+            return b""
+        already = self._shelves.condemned_among(ids)
+        return b"".join(block for block in ids if block not in already)
+
+    def _weigh(self, freed: "Freed", packed: bytes) -> None:
+        if packed:
+            freed.add(self._shelves.places(split_ids(packed)).values())
+
+    def _share(self, sentenced: "Freed") -> float:
+        blocks, sealed = self._shelves.totals()
+        return max(sentenced.blocks / max(1, blocks), sentenced.bytes / max(1, sealed))
+
+    def carry_out(self, plan: Plan, *, confirmed: bool, shrinks: bool = True) -> Sweep:
+        """The execution, to be stepped through. `confirmed`: somebody has seen how much it is, and wants it.
+
+        With `shrinks` False no segment is touched: a further run follows at once and does that.
+        """
+        return Sweep(
+            self._shelves, self._config, plan=plan, confirmed=confirmed, shrinks=shrinks, why_off=self._why_off
+        )
+
+    def finish(self, mark: Mark, marks: Marks, *, grace_s: float, dry_run: bool, confirmed: bool) -> Collected:
+        """A whole run at once, unpaced."""
+        began = time.monotonic()
+        plan = self.plan(mark, marks, grace_s=grace_s)
+        if dry_run:
+            return foretold(plan, duration_s=time.monotonic() - began)
+        run = self.carry_out(plan, confirmed=confirmed)
+        for _ in run.steps():
+            pass
+        return run.result(duration_s=time.monotonic() - began)
 
     def undo(self) -> int:
         """Lift every sentence that has not been carried out. Returns how many blocks that saves."""
-        return self._store.ledger.revive_all()
-
-    def _revive(self, marks: Marks) -> list[BlockId]:
-        ledger = self._store.ledger
-        back = [block for block in ledger.condemned(epoch_below=2**62, at_most_ns=2**62) if _is_marked(marks, block)]
-        ledger.revive(back)
-        return back
-
-    def _condemn(self, mark: Mark, marks: Marks, *, now_ns: int, dry_run: bool) -> tuple[int, int]:
-        ledger = self._store.ledger
-        count = size = 0
-        for packed in ledger.packed_ids():
-            dead = [
-                BlockId(packed[at * BLOCK_ID_BYTES : (at + 1) * BLOCK_ID_BYTES])
-                for at in np.flatnonzero(~_are_marked(marks, prefixes(packed))).tolist()
-            ]
-            if not dead:
-                continue
-            already = ledger.condemned_among(dead)
-            dead = [block for block in dead if block not in already]
-            count += len(dead)
-            size += _sealed_bytes(ledger, dead)
-            if not dry_run:
-                ledger.condemn(dead, epoch=mark.epoch, now_ns=now_ns)
-        return count, size
-
-    def _shrink(self) -> tuple[int, int]:
-        """Remove segments without a live block, then empty those that are mostly dead.
-
-        In this order, because the first frees space without taking any. A disk too full for the
-        second is no failure: the next run finds more room.
-        """
-        empty, sparse = self._plan_shrink()
-        removed, freed = len(empty), self._remove(empty)
-        for number in sparse:
-            try:
-                if not self._move_out(number):
-                    continue
-            except StoreFull:
-                break
-            removed, freed = removed + 1, freed + self._remove([number])
-        return removed, freed
-
-    def _remove(self, numbers: list[int]) -> int:
-        freed = self._store.files.remove(numbers)
-        self._store.ledger.forget_segments(numbers)
-        return freed
-
-    def _plan_shrink(self) -> tuple[list[int], list[int]]:
-        store = self._store
-        # Only segments that were full *before* the flush: whatever was appended to them is in the ledger
-        # after it. One that fills up in between looks empty, and is new.
-        full = store.full_segments()
-        store.flush()
-        live = store.ledger.live_bytes()
-        # A broken block may still be healed from its own bytes, or may be found sound by a later read.
-        held = {fault.place.segment for fault in store.ledger.broken() if fault.place is not None}
-        empty: list[int] = []
-        sparse: list[int] = []
-        for number in full:
-            size, alive = store.files.size(number), live.get(number, 0)
-            if number in held or size <= SEGMENT_HEADER_BYTES:
-                continue
-            if alive == 0:
-                empty.append(number)
-            elif alive < size * (1 - store.config.dead_share_min):
-                sparse.append(number)
-        return empty, sparse
-
-    def _move_out(self, number: int) -> bool:
-        """Copy the live blocks of a segment to the end of the store. They are proven on the way.
-
-        Answers whether the segment is empty now: a block that cannot be read stays where it lies.
-        """
-        store = self._store
-        faults: list[Fault] = []
-        offset = 0
-        while rows := store.ledger.in_segment(number, from_offset=offset, limit=256):
-            offset = rows[-1][1].offset + 1
-            blocks: list[SealedBlock] = []
-            for run in read_pieces(store.files, rows):
-                for piece in run:
-                    if piece.fault is not None:
-                        faults.append(piece.fault)
-                    else:
-                        blocks.append(SealedBlock(parse_header(piece.sealed), piece.sealed))
-            store.rewrite(blocks)
-        store.quarantine(store.still_faulty(faults))
-        return not faults
+        return self._shelves.revive_all()
 
 
-def _sealed_bytes(ledger: Ledger, blocks: Sequence[BlockId]) -> int:
-    lengths: list[int] = [place.length for place, _ in ledger.places(blocks).values()]
-    return sum(lengths)
+def foretold(plan: Plan, *, duration_s: float) -> Collected:
+    """A plan in the words of a run: what a dry run answers."""
+    return Collected(
+        blocks_condemned=plan.condemn_blocks,
+        bytes_condemned=plan.condemn_bytes,
+        blocks_swept=len(plan.sweep) // BLOCK_ID_BYTES,
+        bytes_swept=plan.sweep_bytes,
+        blocks_revived=len(plan.revive),
+        segments_removed=len(plan.remove) + len(plan.rewrite),
+        # Where something is moved out there is a newer segment by then, and none is cut down to its header.
+        bytes_freed=sum(s.frees_bytes for s in plan.remove) + sum(s.size_bytes for s in plan.rewrite),
+        writers_waited_for=len(plan.writers),
+        duration_s=duration_s,
+        condemned=plan.condemn,
+        swept=(plan.sweep,) if plan.sweep else (),
+        segments=tuple(sorted(shelf.number for shelf in (*plan.remove, *plan.rewrite))),
+        held=plan.held,
+    )
 
 
-def _are_marked(marks: Marks, keys: Marks) -> npt.NDArray[np.bool_]:
-    if not len(marks):
-        return np.zeros(len(keys), dtype=bool)
-    at = np.minimum(np.searchsorted(marks, keys), len(marks) - 1)
-    found: npt.NDArray[np.bool_] = marks[at] == keys
-    return found
-
-
-def _is_marked(marks: Marks, block: bytes) -> bool:
-    return bool(_are_marked(marks, prefixes(block))[0])
-
-
-def packed_batches(ids: Iterable[bytes], batch: int = 4096) -> Iterator[bytes]:
-    """Join ids to runs for `MarkSet.add`."""
-    held: list[bytes] = []
-    for block in ids:
-        held.append(block)
-        if len(held) >= batch:
-            yield b"".join(held)
-            held = []
-    if held:
-        yield b"".join(held)
-
-
-__all__ = ["Collected", "Collector", "Mark", "MarkSet", "Marks", "packed_batches", "prefixes"]
+__all__ = [
+    "Collectable",
+    "Collected",
+    "Collector",
+    "Mark",
+    "MarkSet",
+    "Marks",
+    "Plan",
+    "foretold",
+    "packed_batches",
+    "plan_shelves",
+    "prefixes",
+]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from protocol.limits import MIB
+from replicator.store.leases import LEASE_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,3 +28,13 @@ class StoreConfig:
     ledger_runs_max: int = 4
     """Runs of one level before they are merged into one of the next: fewer make look-ups quicker, more make each row
     be written again less often."""
+    rewrite_bytes_max: int = 4096 * MIB
+    """What one collection copies out of mostly dead segments at most; the next one goes on. At four runs a day
+    this keeps up with 16 GiB of deletion a day, and a run that meets a year of it does not take the disk for hours."""
+    rewrite_rate_bytes: int = 64 * MIB
+    """At most so many bytes a second are moved while others want the disk too: a third of what a hard disk does."""
+    bulk_share_max: float = 0.2
+    """A run that would condemn more of the store than this is held until somebody confirms it: nobody prunes
+    a fifth of everything in six hours by rule, but a catalogue that lost rows, or a thief, does."""
+    lease_s: float = LEASE_S
+    """How long a writer may be silent."""

@@ -5,7 +5,10 @@ collection must not take away what the writer was told is here. So each writer h
 that knows the collection epoch it began in, and a block condemned in epoch E is swept only
 when no lease from E or before is alive.
 
-A lease that is not used for `LEASE_S` is lost: a process that was stopped and woken must not
+A reader that needs the same (a restore of a snapshot that may be deleted meanwhile) holds a
+lease as well, and calls it a pin.
+
+A lease that is not used for `lease_s` is lost: a process that was stopped and woken must not
 publish a root over blocks that were collected meanwhile (restic#3569). It is checked here, at
 the store, on every write; the writer's own idea of it does not count.
 """
@@ -24,8 +27,9 @@ LEASE_S: Final = 900.0
 class Leases:
     """All leases of one store. Thread-safe."""
 
-    def __init__(self, *, clock: Callable[[], float]) -> None:
+    def __init__(self, *, clock: Callable[[], float], lease_s: float = LEASE_S) -> None:
         self._clock = clock
+        self.lease_s = lease_s
         self._lock = threading.Lock()
         self._alive: dict[int, Lease] = {}
         self._last = 0
@@ -34,7 +38,7 @@ class Leases:
     def begin(self, holder: str) -> Lease:
         with self._lock:
             self._last += 1
-            lease = Lease(self._last, holder, self.epoch, self._clock() + LEASE_S)
+            lease = Lease(self._last, holder, self.epoch, self._clock() + self.lease_s, lasts_s=self.lease_s)
             self._alive[lease.number] = lease
             return lease
 
@@ -57,10 +61,10 @@ class Leases:
                 lease.lost = True
                 self._alive.pop(lease.number, None)
                 raise LeaseLost(
-                    f"{lease.holder} has lost its lease: silent for over {LEASE_S:.0f} s, or what it wrote is gone.",
+                    f"{lease.holder} has lost its lease: silent for over {self.lease_s:g} s, or what it wrote is gone.",
                     hint="Run it again.",
                 )
-            lease.expires_s = self._clock() + LEASE_S
+            lease.expires_s = self._clock() + self.lease_s
 
     def advance(self) -> int:
         """Start a collection: leases from now on belong to a new epoch. Returns that epoch."""
@@ -76,5 +80,7 @@ class Leases:
             return min((lease.epoch for lease in self._alive.values()), default=self.epoch + 1)
 
     def holders(self) -> list[str]:
+        """Who holds a lease that is still alive."""
         with self._lock:
-            return sorted(lease.holder for lease in self._alive.values())
+            now = self._clock()
+            return sorted(lease.holder for lease in self._alive.values() if now <= lease.expires_s)

@@ -29,6 +29,7 @@ from replicator.core.errors import SegmentLost, StoreError, StoreFull, StoreRead
 from replicator.core.logging import get_logger
 from replicator.core.ports import SystemClock, WallClock
 from replicator.store.config import StoreConfig
+from replicator.store.inspection import LocalInspection
 from replicator.store.layout import StoreLayout
 from replicator.store.leases import Leases
 from replicator.store.opening import open_ledger, rebuilt_ledger, recover
@@ -41,15 +42,16 @@ from replicator.store.ports import (
     ScrubCursor,
     SealedBlock,
     SealedRuns,
+    SegmentAge,
     StoreStatistics,
     VerifiedPart,
 )
 from replicator.store.replay import Replayed
 from replicator.store.segments import SegmentFiles
+from replicator.store.shelves import LocalShelves
 from replicator.store.verify import Piece, Wanted, read_pieces
 
 _COMMIT_ROWS_MAX: Final = 50_000
-_VERIFY_ROWS: Final = 256
 
 
 class LocalStore:
@@ -68,7 +70,7 @@ class LocalStore:
         self.config = config
         self._clock = clock
         self._lock_handle = lock_handle
-        self.leases = Leases(clock=monotonic)
+        self.leases = Leases(clock=monotonic, lease_s=config.lease_s)
         self.files = SegmentFiles(layout.segments, segment_bytes_max=config.segment_bytes_max)
         self.ledger = open_ledger(layout, config)
         self.housekeeping = threading.Lock()
@@ -78,6 +80,8 @@ class LocalStore:
         self._pending: dict[BlockId, tuple[Header, Place]] = {}
         self._committing: dict[BlockId, tuple[Header, Place]] = {}
         self.replayed = Replayed(0, 0, 0)
+        self.shelves = LocalShelves(self)
+        self._inspection = LocalInspection(self, clock=clock)
 
     @classmethod
     def open(
@@ -130,6 +134,12 @@ class LocalStore:
 
     def end(self, lease: Lease) -> None:
         self.leases.end(lease)
+
+    def renew(self, lease: Lease) -> None:
+        self.leases.check(lease)
+
+    def holders(self) -> list[str]:
+        return self.leases.holders()
 
     def have(self, lease: Lease, ids: Sequence[BlockId]) -> set[BlockId]:
         self.leases.check(lease)
@@ -189,6 +199,8 @@ class LocalStore:
     def commit(self, lease: Lease, *, keep_cached: bool = True) -> None:
         self.leases.check(lease)
         self.flush(keep_cached=keep_cached)
+        # And again: the process may have been stopped in the middle, and a flush may take minutes.
+        self.leases.check(lease)
 
     def flush(self, *, keep_cached: bool = True) -> None:
         """Make everything that is pending durable, whoever appended it."""
@@ -246,7 +258,8 @@ class LocalStore:
 
     # -- reading --------------------------------------------------------------------------
 
-    def _wanted(self, ids: Sequence[BlockId]) -> tuple[list[Wanted], list[Fault]]:
+    def wanted(self, ids: Sequence[BlockId]) -> tuple[list[Wanted], list[Fault]]:
+        """Where these lie now, and faults for those that lie nowhere."""
         unique = list(dict.fromkeys(ids))
         with self._append_lock:
             fresh = {
@@ -263,19 +276,16 @@ class LocalStore:
 
     def _pieces(self, ids: Sequence[BlockId], take: Callable[[list[Piece]], None]) -> list[Fault]:
         """Read, and read again what a collection moved away under us. Returns what is not sound."""
-        wanted, faults = self._wanted(ids)
+        wanted, faults = self.wanted(ids)
         suspects: list[Fault] = []
         for run in read_pieces(self.files, wanted):
+            self._inspection.note_soft(sum(piece.is_soft for piece in run))
             suspects += [piece.fault for piece in run if piece.fault is not None]
             take([piece for piece in run if piece.fault is None])
-        if not suspects:
-            return faults
-        again, gone = self._wanted([fault.block_id for fault in suspects])
-        faults += gone
-        for run in read_pieces(self.files, again):
-            faults += [piece.fault for piece in run if piece.fault is not None]
-            take([piece for piece in run if piece.fault is None])
-        return faults
+        sound, still = self._inspection.look_again(suspects)
+        for run in sound:
+            take(run)
+        return faults + still
 
     def read(self, ids: Sequence[BlockId]) -> Bodies:
         bodies = Bodies()
@@ -309,51 +319,27 @@ class LocalStore:
     def broken(self) -> list[Fault]:
         return self.ledger.broken()
 
-    def verify(self, *, after: ScrubCursor | None, bytes_max: int) -> VerifiedPart:
-        """One step of a scrub: up to `bytes_max` of one segment, and then the cursor moves to the next.
-
-        Segments that the ledger knows and the disk does not have are gone through as well:
-        everything in them is missing.
-        """
-        assert bytes_max > 0
-        self.flush_quietly()
-        numbers = sorted(set(self.files.numbers()) | set(self.ledger.known_segments()))
-        cursor = after or ScrubCursor(numbers[0] if numbers else 0, 0)
-        numbers = [number for number in numbers if number >= cursor.segment]
-        if not numbers:
-            return VerifiedPart(None, 0, 0, [])
-        if numbers[0] != cursor.segment:
-            cursor = ScrubCursor(numbers[0], 0)
-        wanted: list[Wanted] = []
-        total, offset, ended = 0, cursor.offset, False
-        while total < bytes_max and not ended:
-            rows = self.ledger.in_segment(cursor.segment, from_offset=offset, limit=_VERIFY_ROWS)
-            ended = len(rows) < _VERIFY_ROWS
-            wanted += rows
-            total += sum(place.length for _, place, _ in rows)
-            if rows:
-                offset = rows[-1][1].offset + 1
-        suspects = [piece.fault for run in read_pieces(self.files, wanted) for piece in run if piece.fault is not None]
-        faults = self.still_faulty(suspects)
-        if not ended:
-            return VerifiedPart(ScrubCursor(cursor.segment, offset), len(wanted), total, faults)
-        self.ledger.note_verified(cursor.segment, now_ns=self._clock.now_ns())
-        following = ScrubCursor(numbers[1], 0) if len(numbers) > 1 else None
-        return VerifiedPart(following, len(wanted), total, faults)
+    def verify(self, *, after: ScrubCursor | None, bytes_max: int, past_cache: bool = False) -> VerifiedPart:
+        return self._inspection.verify(after=after, bytes_max=bytes_max, past_cache=past_cache)
 
     def still_faulty(self, suspects: Sequence[Fault]) -> list[Fault]:
         """Look again before condemning anything: at its present place, and past the page cache (restic#4774)."""
-        if not suspects:
-            return []
-        for number in {fault.place.segment for fault in suspects if fault.place is not None}:
-            try:
-                handle = self.files.open_to_read(number)
-            except OSError:
-                continue
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(handle)
-        wanted, _ = self._wanted([fault.block_id for fault in suspects])
-        return [piece.fault for run in read_pieces(self.files, wanted) for piece in run if piece.fault is not None]
+        return [fault for fault in self._inspection.look_again(suspects)[1] if fault.place is not None]
+
+    def rescue(self, ids: Sequence[BlockId]) -> list[BlockId]:
+        return self._inspection.rescue(ids)
+
+    def check_index(self) -> str:
+        wrong = self.ledger.check() or next((found for found in self.ledger.check_rows() if found), "")
+        if wrong:
+            self.rebuild_ledger(wrong)
+        return wrong
+
+    def of_kind(self, kind: int) -> list[BlockId]:
+        return self.ledger.of_kind(kind)
+
+    def ages(self) -> list[SegmentAge]:
+        return self._inspection.ages()
 
     def flush_quietly(self) -> None:
         """So that a scrub sees what was appended; a store that cannot write can still be read."""
@@ -378,6 +364,7 @@ class LocalStore:
             condemned_blocks=self.ledger.condemned_count(),
             read_only=self.files.poisoned,
             oldest_verified_ns=self.ledger.oldest_verified_ns(),
+            soft_errors=self._inspection.soft_errors,
         )
 
     def close(self) -> None:

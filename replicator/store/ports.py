@@ -79,6 +79,8 @@ class Lease:
     holder: str
     epoch: int
     expires_s: float
+    lasts_s: float
+    """How long it may go unused."""
     lost: bool = False
 
 
@@ -95,6 +97,18 @@ class StoreStatistics:
     condemned_blocks: int
     read_only: str
     oldest_verified_ns: int | None
+    soft_errors: int
+    """Reads that failed, or gave wrong bytes, and were right when repeated past the cache. Not damage yet: a
+    disk, a cable or a memory bar that is about to make some."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentAge:
+    """When one segment was last read and proven whole; None if it never was."""
+
+    number: int
+    known_bytes: int
+    verified_ns: int | None
 
 
 class BlockStore(Protocol):
@@ -106,6 +120,18 @@ class BlockStore(Protocol):
 
     def end(self, lease: Lease) -> None:
         """Give the lease back. What was committed and has a root by now stays."""
+        ...
+
+    def renew(self, lease: Lease) -> None:
+        """Say that its holder still lives. Raises `LeaseLost` if it is too late for that.
+
+        Whoever publishes a root does this *after* publishing, and takes the root back if it fails: then a
+        collection that did not count this writer as alive is sure to have read the root.
+        """
+        ...
+
+    def holders(self) -> list[str]:
+        """Who writes, or reads under a pin, now. For people, and for work that would rather wait."""
         ...
 
     def have(self, lease: Lease, ids: Sequence[BlockId]) -> set[BlockId]:
@@ -145,8 +171,33 @@ class BlockStore(Protocol):
         """What is in quarantine."""
         ...
 
-    def verify(self, *, after: "ScrubCursor | None", bytes_max: int) -> "VerifiedPart":
-        """Read the next part of the store again and prove every block in it."""
+    def verify(self, *, after: "ScrubCursor | None", bytes_max: int, past_cache: bool = False) -> "VerifiedPart":
+        """Read the next part of the store again and prove every block in it.
+
+        `past_cache`: from the disk even if it is in memory, so that a page that was read last week hides nothing.
+        """
+        ...
+
+    def rescue(self, ids: Sequence[BlockId]) -> list[BlockId]:
+        """Look through all bytes at rest for sound copies of blocks that the index does not know, and enter them.
+
+        Returns those that were found. Reads everything: for a block that a snapshot needs and nobody can find.
+        """
+        ...
+
+    def check_index(self) -> str:
+        """What was wrong with the index as files, and has been mended by making it anew; empty if nothing was.
+
+        What is in it is proven by `verify`. Reads all of it. Raises `StoreError` if it cannot be made anew.
+        """
+        ...
+
+    def of_kind(self, kind: int) -> list[BlockId]:
+        """All present blocks of a kind. For the few of a rare kind (records)."""
+        ...
+
+    def ages(self) -> list[SegmentAge]:
+        """When each segment was last proven, ascending."""
         ...
 
     def ids(self) -> Iterator[bytes]:
@@ -174,6 +225,125 @@ class VerifiedPart:
     blocks: int
     sealed_bytes: int
     faults: list[Fault]
+    soft_errors: int = 0
+    """Blocks that were wrong at first, and right when read again past the cache."""
+
+
+# -- collection -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The beginning of a collection, taken before the roots are read."""
+
+    epoch: int
+    oldest_writer_epoch: int
+    """The lowest epoch in which a lease that was alive then had begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """One segment that is never written to again, as a collector sees it."""
+
+    number: int
+    size_bytes: int
+    live_bytes: int
+    """Of blocks that the index points at there."""
+    overhead_bytes: int
+    """What an empty one takes."""
+    frees_bytes: int
+    """What its removal gives back to the disk."""
+    is_held: bool
+    """A broken block lies there that may yet be healed from its own bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """One part of emptying a segment. `after` is where to go on, None at its end."""
+
+    after: int | None
+    moved_bytes: int
+    unreadable_blocks: int
+    """They stay where they lie, and so does the segment."""
+
+
+class Shelves(Protocol):
+    """What a collector asks of an engine. `store/collect.py` decides everything; an engine only carries out.
+
+    All verbs are blocking, each is one transaction or less, and being killed between any two of them loses nothing.
+    An engine of objects and tables keeps this as well: a segment is an object, a shelf's numbers are one query.
+    """
+
+    def open_epoch(self, *, is_rehearsal: bool) -> Mark:
+        """Make what is pending durable, note who lives, and begin a new epoch, durably. A rehearsal begins none."""
+        ...
+
+    def holders(self) -> list[str]: ...
+
+    def totals(self) -> tuple[int, int]:
+        """Present blocks, and their sealed bytes."""
+        ...
+
+    def ids(self) -> Iterator[bytes]:
+        """All present ids in ascending order, packed, in batches."""
+        ...
+
+    def places(self, ids: Sequence[BlockId]) -> dict[BlockId, Place]:
+        """Where those that are present lie."""
+        ...
+
+    def condemned(self, *, epoch_below: int, at_most_ns: int) -> list[BlockId]:
+        """What was condemned before that epoch and not after that time, ascending."""
+        ...
+
+    def condemned_among(self, ids: Sequence[BlockId]) -> set[BlockId]: ...
+
+    def condemn(self, ids: Sequence[BlockId], *, epoch: int, now_ns: int) -> None:
+        """Sentence these. They stay present and readable; an older sentence stands."""
+        ...
+
+    def revive(self, ids: Sequence[BlockId]) -> None:
+        """Lift their sentences."""
+        ...
+
+    def revive_all(self) -> int:
+        """Lift every sentence. Returns how many there were."""
+        ...
+
+    def sweep(self, ids: Sequence[BlockId], *, epoch_below: int) -> int:
+        """Take these out of the index, each only if its sentence from before that epoch still stands *at that
+        moment*. Returns the sealed bytes of those that went."""
+        ...
+
+    def broken_ids(self) -> list[BlockId]: ...
+
+    def drop_broken(self, ids: Sequence[BlockId]) -> None:
+        """Nobody waits for the repair of these any more."""
+        ...
+
+    def shelves(self) -> list[Shelf]:
+        """All closed segments, ascending. What a writer has appended meanwhile is never on one of them unseen."""
+        ...
+
+    def inventory(self, number: int) -> Iterator[bytes]:
+        """The ids of the blocks whose bytes lie in a segment, by the segment's own word and not the index's; packed.
+
+        Raises `OSError` if it cannot be read to its end: that is not an empty answer.
+        """
+        ...
+
+    def move_out(self, number: int, *, after: int, bytes_max: int) -> Moved:
+        """Give some live blocks of a segment, from an offset on, a second place: proven, durable, and only then
+        pointed at. Raises `StoreFull`, `StoreReadOnly`."""
+        ...
+
+    def rescue(self, ids: Sequence[BlockId]) -> list[BlockId]:
+        """As `BlockStore.rescue`."""
+        ...
+
+    def remove(self, numbers: Sequence[int]) -> int:
+        """Give segments back to the disk. Returns the bytes that this frees. Takes no space itself."""
+        ...
 
 
 class BlockReader(Protocol):

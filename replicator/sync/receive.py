@@ -31,7 +31,7 @@ from replicator.catalog.manifest.nodes import Shape, decode_node
 from replicator.catalog.manifest.walk import closure
 from replicator.catalog.model import Snapshot
 from replicator.catalog.records import Signer, SnapshotRecord, open_record
-from replicator.core.errors import ManifestDamaged
+from replicator.core.errors import LeaseLost, ManifestDamaged
 from replicator.core.logging import get_logger
 from replicator.core.nursery import open_work_nursery
 from replicator.core.ports import Offload, WallClock
@@ -317,7 +317,7 @@ class _Session:
         ports = self._ports
         await ports.offload.run(ports.store.commit, self._lease)
         name = await ports.offload.run(store_record, ports.store, self._lease, signed)
-        ports.catalog.add_snapshot(signed, name)
+        publish_snapshot(ports.catalog, ports.store, self._lease, signed, name)
 
     def report(self) -> SyncReport:
         counts = self.fetcher.counts
@@ -352,4 +352,21 @@ def store_record(store: BlockStore, lease: Lease, signed: bytes) -> BlockId:
     return name
 
 
-__all__ = ["Receiver", "ReceiverPorts", "Teller", "store_record"]
+def publish_snapshot(catalog: Catalog, store: BlockStore, lease: Lease, signed: bytes, record_block: BlockId) -> None:
+    """Enter a snapshot whose every block is committed under `lease`, and take it back if the lease is lost by then.
+
+    A process that was stopped after its last commit and woken must not publish a root over blocks that were
+    collected meanwhile. Looking before would leave a gap; a collection that did not see the lease alive when we
+    look *after* publishing is sure to see the root (restic#3569). Raises `LeaseLost`, `Untrusted`.
+    """
+    is_new = not catalog.has_snapshot(open_record(signed).snapshot_id)
+    snapshot = catalog.add_snapshot(signed, record_block)
+    try:
+        store.renew(lease)
+    except LeaseLost:
+        if is_new:
+            catalog.delete_snapshots([snapshot.snapshot_id])
+        raise
+
+
+__all__ = ["Receiver", "ReceiverPorts", "Teller", "publish_snapshot", "store_record"]

@@ -1,8 +1,5 @@
 """What every block store promises, asked of each of them."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 
 from protocol.ids import BLOCK_ID_BYTES, BlockId, split_ids
@@ -10,50 +7,10 @@ from protocol.wire.envelope import unseal, walk
 from protocol.wire.hashing import Kind
 from replicator.core.errors import LeaseLost
 from replicator.store.leases import LEASE_S
-from replicator.store.local import LocalStore
-from replicator.store.memory import MemoryDisk, MemoryStore
-from replicator.store.ports import BlockStore, Cause, Fault
+from replicator.store.ports import Cause, Fault
 from tests.support.blocks import body_of, ids_of, sealed_block, sealed_blocks
-from tests.support.clocks import FakeMonotonic, FakeWallClock
-from tests.support.store import damage, open_store, put, scrub
-
-
-class Bench:
-    """One store under test, with the powers of the world around it."""
-
-    def __init__(self, open_again: Callable[["Bench"], BlockStore], rot: Callable[[BlockStore, BlockId], None]) -> None:
-        self.monotonic = FakeMonotonic()
-        self.clock = FakeWallClock()
-        self._open_again = open_again
-        self._rot = rot
-        self.store = open_again(self)
-
-    def crash(self) -> None:
-        self.store.close()
-        self.store = self._open_again(self)
-
-    def rot(self, block: BlockId) -> None:
-        self._rot(self.store, block)
-
-
-@pytest.fixture(params=["local", "memory"])
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    if request.param == "local":
-
-        def rot_local(store: BlockStore, block: BlockId) -> None:
-            assert isinstance(store, LocalStore)
-            damage(store, block)
-
-        bench = Bench(lambda b: open_store(tmp_path / "store", clock=b.clock, monotonic=b.monotonic), rot_local)
-    else:
-        disk = MemoryDisk()
-
-        def rot_memory(store: BlockStore, block: BlockId) -> None:
-            disk.rot(block, bit=60 * 8)
-
-        bench = Bench(lambda b: MemoryStore(disk, clock=b.clock, monotonic=b.monotonic), rot_memory)
-    yield bench
-    bench.store.close()
+from tests.support.engines import Bench
+from tests.support.store import put, scrub
 
 
 def test_what_was_appended_is_there_at_once_and_counts_once(bench: Bench) -> None:
@@ -213,3 +170,85 @@ def test_an_empty_store_answers_everything_with_nothing(bench: Bench) -> None:
     assert bench.store.read([]).sound == {}
     assert scrub(bench.store) == []
     assert bench.store.read([BlockId(bytes(BLOCK_ID_BYTES))]).faults[0].cause is Cause.MISSING
+
+
+# -- looking twice ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mood", ["wrong", "refuses"])
+def test_a_bad_moment_of_the_disk_is_counted_and_condemns_nothing(bench: Bench, mood: str) -> None:
+    blocks = sealed_blocks(1)
+    put(bench.store, blocks)
+    with bench.bad_moments([mood]):
+        part = bench.store.verify(after=None, bytes_max=1 << 20)
+    assert (part.faults, part.soft_errors) == ([], 1)
+    with bench.bad_moments([mood]):
+        assert bench.store.read(ids_of(blocks)).faults == []
+    assert bench.store.statistics().soft_errors == 2
+    bench.crash()
+    assert bench.store.statistics().soft_errors == 2
+    assert bench.store.statistics().broken_blocks == 0
+
+
+def test_rot_is_not_taken_for_a_soft_error(bench: Bench) -> None:
+    put(bench.store, sealed_blocks(1, 3))
+    bench.rot(sealed_block(1).header.block_id)
+    assert len(scrub(bench.store)) == 1
+    assert bench.store.statistics().soft_errors == 0
+
+
+def test_lost_bytes_are_found_like_wrong_ones(bench: Bench) -> None:
+    blocks = sealed_blocks(1, 3)
+    put(bench.store, blocks)
+    bench.lose(blocks[0].header.block_id)
+    assert [fault.block_id for fault in scrub(bench.store)] == [blocks[0].header.block_id]
+
+
+def test_each_segment_has_its_own_age_and_keeps_it_over_a_restart(bench: Bench) -> None:
+    put(bench.store, sealed_blocks(*range(1, 21, 2)))  # Raw: several segments.
+    ages = bench.store.ages()
+    assert len(ages) > 2 and {age.verified_ns for age in ages} == {None}
+    first = bench.store.verify(after=None, bytes_max=1 << 20)
+    then = bench.clock.now_ns()
+    bench.crash()
+    assert [age.verified_ns for age in bench.store.ages()] == [then] + [None] * (len(ages) - 1)
+    bench.clock.advance(60)
+    cursor = first.cursor
+    while cursor is not None:
+        cursor = bench.store.verify(after=cursor, bytes_max=1 << 20).cursor
+    assert [age.verified_ns for age in bench.store.ages()] == [then] + [bench.clock.now_ns()] * (len(ages) - 1)
+    assert bench.store.statistics().oldest_verified_ns == then
+    assert sum(age.known_bytes for age in ages) >= bench.store.statistics().sealed_bytes
+
+
+def test_what_the_index_has_lost_is_found_by_its_bytes(bench: Bench) -> None:
+    blocks = sealed_blocks(1, 2, 3)
+    put(bench.store, blocks)
+    lost, absent = blocks[1].header.block_id, sealed_block(99).header.block_id
+    bench.forget_row(lost)
+    assert bench.store.read([lost]).faults
+    assert bench.store.rescue([lost, absent, blocks[0].header.block_id]) == [lost]
+    bench.crash()
+    assert bench.store.read(ids_of(blocks)).faults == []
+
+
+def test_blocks_of_a_kind_are_listed(bench: Bench) -> None:
+    record = sealed_block(9, kind=Kind.RECORD)
+    put(bench.store, [*sealed_blocks(1, 2), record])
+    assert bench.store.of_kind(Kind.RECORD) == [record.header.block_id]
+    assert bench.store.check_index() == ""
+
+
+# -- leases -----------------------------------------------------------------------------------
+
+
+def test_a_renewed_lease_lives_on_and_its_holder_is_named(bench: Bench) -> None:
+    lease = bench.store.begin("restore of photos")
+    for _ in range(5):
+        bench.monotonic.now += LEASE_S - 1
+        bench.store.renew(lease)
+    assert bench.store.holders() == ["restore of photos"]
+    bench.monotonic.now += LEASE_S + 1
+    assert bench.store.holders() == []
+    with pytest.raises(LeaseLost):
+        bench.store.renew(lease)

@@ -440,7 +440,7 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_kept_and_goes_on_once_there
         assert run("status").code in (0, 1)
         # And there is room again.
         inside.run(["!", f"rm {state}/filler"])
-        assert run("gc", "--grace", "0").code == 0
+        assert run("gc", "--grace", "0", "--yes").code == 0
         (small / "new").write_bytes(b"new")
         assert run("snapshot", "create", "small").code == 0
         assert run("restore", "small", str(tmp_path / "again")).code == 0

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from protocol.ids import BlockId
-from replicator.store.collect import Collected, Collector, MarkSet
+from replicator.store.collect import Collectable, Collected, Collector, MarkSet
 from replicator.store.config import StoreConfig
 from replicator.store.local import LocalStore
 from replicator.store.ports import BlockStore, Fault, SealedBlock
@@ -41,14 +41,14 @@ def put(store: BlockStore, blocks: list[SealedBlock]) -> None:
 
 
 def collect(
-    store: LocalStore, roots: Iterable[BlockId], *, clock: FakeWallClock | None = None, grace_s: float = 0.0
+    store: Collectable, roots: Iterable[BlockId], *, clock: FakeWallClock | None = None, grace_s: float = 0.0
 ) -> Collected:
     """One whole run of the collector; `roots` are all ids that are spoken for."""
     collector = Collector(store, clock=clock or FakeWallClock())
     mark = collector.begin()
     marks = MarkSet()
     marks.add(b"".join(roots))
-    return collector.finish(mark, marks.finish(), grace_s=grace_s, dry_run=False)
+    return collector.finish(mark, marks.finish(), grace_s=grace_s, dry_run=False, confirmed=True)
 
 
 def scrub(store: BlockStore, *, bytes_max: int = 1 << 20) -> list[Fault]:
@@ -88,3 +88,11 @@ def replace_ledger(root: Path, copy: Path | None) -> None:
     shutil.rmtree(root / "ledger", ignore_errors=True)
     if copy is not None:
         shutil.copytree(copy, root / "ledger")
+
+
+def lose(store: LocalStore, block: BlockId) -> None:
+    """Zeros where a block was."""
+    place, _ = store.ledger.places([block])[block]
+    with store.files.path(place.segment).open("r+b") as file:
+        file.seek(place.offset)
+        file.write(bytes(place.length))

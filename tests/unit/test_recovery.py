@@ -19,7 +19,7 @@ from replicator.core.ports import SystemClock
 from replicator.core.progress import Progress
 from replicator.jobs.care import CareJobs
 from replicator.jobs.runner import JobContext
-from replicator.repair.records import RecordsUnread
+from replicator.repair.unread import RecordsUnread
 from replicator.store.local import LocalStore
 from replicator.sync.receive import store_record
 from tests.support.nodes import Site, a_pair, open_site, running, trust, write_tree

@@ -1,4 +1,4 @@
-"""`scrub`, `repair`, `verify`, `gc`, `audit`, `jobs`: looking after what is kept."""
+"""`repair`, `verify`, `audit`, `jobs`: looking after what is kept."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -9,41 +9,19 @@ from replicator.app.cli.common import DEFAULT, Common, connect, in_url, run_job,
 from replicator.app.cli.output import Output, describe_progress, table
 from replicator.core.errors import EXIT_FINDINGS, EXIT_OK, UsageError
 from replicator.core.paths import shown
-from replicator.core.units import format_size, format_span, parse_span
+from replicator.core.units import format_span
 
 jobs = App(name="jobs", help="Work that is going on, and work that is done.")
 
 
 def register(app: App) -> None:
-    app.command(scrub)
     app.command(repair)
     app.command(verify)
-    app.command(gc)
     app.command(audit)
     app.command(jobs)
 
 
-def scrub(
-    *,
-    resume: Annotated[bool, Parameter(negative="", help="Go on where the last scrub stopped.")] = False,
-    common: Common = DEFAULT,
-) -> int:
-    """Read every block again and prove it; mend what peers have. Works on a node that is down, without mending.
-
-    Exit codes: 0 all is sound or was mended, 1 something is broken that nobody could mend, 75 the store is in use.
-    """
-    output = common.output()
-    value = run_job_anywhere(common, output, "scrub", {"from_start": not resume})
-
-    def human() -> None:
-        print(f"{value['blocks']:,} blocks read ({format_size(value['sealed_bytes'])}), {value['damaged']} damaged.")
-        _print_damage(value)
-
-    output.result(value, human)
-    return EXIT_FINDINGS if value["unhealed"] else EXIT_OK
-
-
-def _print_damage(value: dict[str, Any]) -> None:
+def print_damage(value: dict[str, Any]) -> None:
     if value["damaged"]:
         print(f"{value.get('healed', 0)} mended from peers, {value.get('unhealed', value['damaged'])} not.")
     for fault in value["faults"][:20] if value.get("unhealed", 1) else []:
@@ -62,7 +40,7 @@ def repair(*, common: Common = DEFAULT) -> int:
 
     def human() -> None:
         print(f"{value['damaged']} blocks were broken.")
-        _print_damage(value)
+        print_damage(value)
 
     output.result(value, human)
     return EXIT_FINDINGS if value["unhealed"] else EXIT_OK
@@ -87,7 +65,7 @@ def verify(
 
     def human() -> None:
         print(f"{value['snapshots']} snapshots, {value['blocks']:,} blocks proven, {value['damaged']} damaged.")
-        _print_damage(value)
+        print_damage(value)
 
     output.result(value, human)
     return EXIT_FINDINGS if value["damaged"] else EXIT_OK
@@ -107,36 +85,6 @@ def _verify_with(snapshot: str, peer: str, common: Common, output: Output) -> in
 
     output.result(value, human)
     return EXIT_FINDINGS if value["peer_lacks"] or value["we_lack"] else EXIT_OK
-
-
-def gc(
-    *,
-    dry_run: Annotated[bool, Parameter(negative="", help="Only say what would go.")] = False,
-    grace: Annotated[str, Parameter(help="Free what was unneeded for so long; default: gc_grace.")] = "",
-    undo: Annotated[bool, Parameter(negative="", help="Bring back what has not been freed yet.")] = False,
-    give_up: Annotated[bool, Parameter(negative="", help="Let go of snapshots whose record is lost.")] = False,
-    common: Common = DEFAULT,
-) -> int:
-    """Free the blocks that no snapshot needs: first they are condemned, after the grace they go.
-
-    Exit codes: 0 done, 65 a block or a snapshot's record could not be read, so nothing was judged, 69 the node is down.
-    """
-    output = common.output()
-    grace_s = None if not grace else 0.0 if grace == "0" else parse_span(grace)
-    args = {"dry_run": dry_run, "undo": undo, "grace_s": grace_s, "give_up": give_up}
-    value = run_job(common, output, "gc", args)
-
-    def human() -> None:
-        if undo:
-            print(f"{value['undone']} blocks will stay.")
-            return
-        would = "would be " if dry_run else ""
-        print(f"{value['blocks_condemned']:,} blocks {would}condemned ({format_size(value['bytes_condemned'])}).")
-        print(f"{value['blocks_swept']:,} blocks {would}freed ({format_size(value['bytes_swept'])}).")
-        print(f"{value['segments_removed']} segment files removed ({format_size(value['bytes_freed'])} of disk).")
-
-    output.result(value, human)
-    return EXIT_OK
 
 
 def audit(*, limit: Annotated[int, Parameter(help="How many lines.")] = 50, common: Common = DEFAULT) -> int:

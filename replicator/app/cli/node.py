@@ -223,6 +223,14 @@ def _print_status(page: dict[str, Any]) -> None:
         f"{format_size(store['logical_bytes'])} of snapshots (ratio {store['dedup_ratio']:.2f}), "
         f"{store['broken_blocks']} broken, {store['condemned_blocks']} condemned"
     )
+    scrub = page["scrub"]
+    late = ", LATE" if scrub["is_late"] else ""
+    print(
+        f"scrub: {scrub['share_verified']:.0%} read again within {format_span(scrub['every_s'])}, {scrub['stage']}"
+        f"{late}, {scrub['soft_errors']} soft errors"
+    )
+    if store["deletion_off"]:
+        print(f"deletion is off: {store['deletion_off']}")
     rates = page["throttle"]
     told = [f"{way} {format_size(rate)}/s" for way in ("out", "in") if (rate := rates[f"{way}_bytes_per_s"])]
     if told:

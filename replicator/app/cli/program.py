@@ -3,7 +3,7 @@
 from cyclopts import App
 
 from replicator import __version__
-from replicator.app.cli import care, demo, node, pair, protect, restore, seed, site, sync, throttle
+from replicator.app.cli import care, demo, gc, node, pair, protect, restore, scrub, seed, site, sync, throttle
 
 _HELP = """Keep the data of several sites alive.
 
@@ -19,5 +19,5 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `app/main.py` says what goes on without us.
 )
-for _topic in (node, pair, site, protect, sync, throttle, seed, care, restore, demo):
+for _topic in (node, pair, site, protect, sync, throttle, seed, scrub, care, gc, restore, demo):
     _topic.register(app)

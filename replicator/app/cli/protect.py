@@ -133,6 +133,7 @@ def show(
     snapshot: Annotated[str, Parameter(help="The beginning of its id, or a volume's name for its newest.")],
     path: Annotated[str, Parameter(help="List this folder inside the snapshot.")] = "",
     *,
+    cost: Annotated[bool, Parameter(negative="", help="Also what deleting it would free (slow).")] = False,
     common: Common = DEFAULT,
 ) -> int:
     """Show one snapshot, and for a tree what is in one of its folders.
@@ -143,6 +144,8 @@ def show(
     value: dict[str, Any] = client.get(f"/v1/snapshots/{in_url(snapshot)}")
     if value["kind"] == "tree":
         value["listing"] = client.get(f"/v1/snapshots/{in_url(snapshot)}/entries", path=spell_path(path))
+    if cost:
+        value["foretold"] = run_job(common, common.output(), "foretell", {"names": [value["snapshot"]]})
 
     def human() -> None:
         for key in ("snapshot", "volume", "kind", "origin", "sequence", "root", "consistency", "system_id", "held"):
@@ -153,6 +156,10 @@ def show(
             f"{value['skipped']} skipped"
         )
         print(f"{'held by':12} {shown(', '.join(value['held_by']) or 'this site only')}")
+        if cost:
+            freed = value["foretold"]
+            size = format_size(freed["bytes_freed"])
+            print(f"{'cost':12} {size} in {freed['blocks_freed']:,} blocks that nothing else needs")
         for entry in value.get("listing", []):
             print(f"  {entry['mode']}  {entry['size']:>12,}  {shown(entry['name'])}")
 
@@ -161,14 +168,40 @@ def show(
 
 
 @snapshot.command
-def delete(snapshot: Annotated[str, Parameter(help="The beginning of its id.")], *, common: Common = DEFAULT) -> int:
-    """Forget a snapshot on this site only. `replicator gc` frees what nothing else needs.
+def delete(
+    snapshots: Annotated[list[str], Parameter(help="The beginnings of their ids.")],
+    *,
+    dry_run: Annotated[bool, Parameter(negative="", help="Only say how much that would free.")] = False,
+    common: Common = DEFAULT,
+) -> int:
+    """Forget snapshots on this site only. `replicator gc` frees what nothing else needs.
 
+    With --dry-run, say exactly what only they need: what a collection frees once all of them are gone.
     Exit codes: 0 deleted, 66 no such snapshot, 77 it is held, 69 the node is down.
     """
-    value = connect(common).delete(f"/v1/snapshots/{in_url(snapshot)}")
-    common.output().result(value, lambda: print(shown(f"Deleted {value['deleted'][:12]} of {value['volume']}, here.")))
+    output = common.output()
+    if dry_run:
+        value = run_job(common, output, "foretell", {"names": snapshots})
+        output.result(value, lambda: _print_foretold(value))
+        return 0
+    client = connect(common)
+    found = [client.get(f"/v1/snapshots/{in_url(one)}") for one in snapshots]  # All of them, before any goes.
+    gone = [client.delete(f"/v1/snapshots/{one['snapshot']}") for one in found]
+
+    def human() -> None:
+        for one in gone:
+            print(shown(f"Deleted {one['deleted'][:12]} of {one['volume']}, here."))
+
+    output.result(gone[0] if len(gone) == 1 else {"deleted": gone}, human)
     return 0
+
+
+def _print_foretold(value: dict[str, Any]) -> None:
+    for one in value["each"]:
+        size = format_size(one["bytes_freed"])
+        print(f"{one['snapshot'][:12]}: only it needs {one['blocks_freed']:,} blocks ({size}).")
+    size = format_size(value["bytes_freed"])
+    print(f"Deleting all of these would free {value['blocks_freed']:,} blocks ({size}).")
 
 
 @snapshot.command

@@ -4,7 +4,7 @@ All of it goes node by node through a reader that may heal what is broken, and a
 neighbouring nodes in batches. Equal subtrees are recognised by their ids and never opened.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from protocol.ids import BLOCK_ID_BYTES, ZERO_BLOCK, BlockId
@@ -173,9 +173,27 @@ async def _open_or_skip(
         await after.open()
 
 
+class Layer(set[BlockId]):
+    """Nodes that were met below one root, on top of those met before.
+
+    A walk that fails has met nodes whose children it never saw: its layer is thrown away, and the next walk that
+    comes by opens them again. One that ends is merged into `below`.
+    """
+
+    def __init__(self, below: set[BlockId]) -> None:
+        super().__init__()
+        self._below = below
+
+    def __contains__(self, block: object) -> bool:
+        return super().__contains__(block) or block in self._below
+
+    def merge(self) -> None:
+        self._below |= self
+
+
 async def closure(
     reader: NodeReader, root: BlockId, shape: Shape, *, seen: set[BlockId] | None = None
-) -> AsyncIterator[tuple[Kind, bytes]]:
+) -> AsyncGenerator[tuple[Kind, bytes], None]:
     """Every block that the map under `root` needs, as packed runs of ids; nodes in `seen` are stepped over, with all
     that is below them, and the nodes met are added to it. An id may come more than once.
     """
@@ -202,7 +220,7 @@ async def closure(
                 yield run
 
 
-async def _leaf_closure(reader: NodeReader, leaf: Node, seen: set[BlockId]) -> AsyncIterator[tuple[Kind, bytes]]:
+async def _leaf_closure(reader: NodeReader, leaf: Node, seen: set[BlockId]) -> AsyncGenerator[tuple[Kind, bytes], None]:
     if leaf.shape is not Shape.NAMES:
         ids = (value[:BLOCK_ID_BYTES] for value in leaf.values)
         yield Kind.DATA, b"".join(block for block in ids if block != ZERO_BLOCK)

@@ -1,0 +1,156 @@
+"""Full disks, and flushes that fail (incidents 16, 18, 19)."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from replicator.core.errors import (
+    StoreFull,
+    StoreReadOnly,
+)
+from replicator.store import segments
+from replicator.store.config import StoreConfig
+from replicator.store.ledger import log
+from replicator.store.local import LocalStore
+from tests.museum.exhibits import all_ids, fail_with
+from tests.support.blocks import ids_of, sealed_blocks
+from tests.support.store import (
+    collect,
+    open_store,
+    put,
+    scrub,
+)
+
+
+def test_a_nearly_full_disk_refuses_writes_before_the_end_and_still_collects(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """restic#1140: with the last byte gone, even deleting fails."""
+    store = open_store(root, config=StoreConfig(segment_bytes_max=4096, reserve_bytes_max=1_000_000))
+    old = sealed_blocks(1, 3, 5, 7, 9)
+    put(store, old)
+    room = SimpleNamespace(f_bavail=1000, f_frsize=1000, f_blocks=10**9)
+    monkeypatch.setattr(os, "statvfs", lambda _: room)
+    writer = store.begin("w")
+    with pytest.raises(StoreFull):
+        store.append(writer, sealed_blocks(11))
+    assert store.append(writer, old) == 0  # What is here already needs no room.
+    store.commit(writer)
+    store.end(writer)
+    freed = sum(collect(store, []).bytes_freed for _ in range(2))
+    assert freed > 4000
+    room.f_bavail = 10**6
+    put(store, sealed_blocks(11))
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_an_append_loses_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(root)
+    first, second = sealed_blocks(1, 3), sealed_blocks(5, 7)
+    put(store, first)
+    real = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda handle, run, offset: real(handle, [memoryview(run[0])[:100]], offset))
+    monkeypatch.setattr(segments.os, "pwrite", fail_with(errno.ENOSPC))
+    writer = store.begin("w")
+    with pytest.raises(StoreFull):
+        store.append(writer, second)
+    monkeypatch.undo()
+    assert store.have(writer, ids_of(second)) == set()
+    store.append(writer, second)
+    store.commit(writer)
+    store.close()
+    store = open_store(root)
+    assert store.read(ids_of(first + second)).faults == []
+
+
+def test_a_short_write_is_carried_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(root)
+    real, real_one = os.pwritev, os.pwrite
+    monkeypatch.setattr(os, "pwritev", lambda handle, run, offset: real(handle, [memoryview(run[0])[:10]], offset))
+    monkeypatch.setattr(os, "pwrite", lambda handle, data, offset: real_one(handle, bytes(data)[:333], offset))
+    blocks = sealed_blocks(1, 2, 3)
+    put(store, blocks)
+    assert store.read(ids_of(blocks)).faults == []
+
+
+@pytest.mark.parametrize("call", ["fdatasync", "fsync"])
+def test_a_failed_flush_poisons_the_store_and_is_never_tried_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """PostgreSQL 2018, Syncthing#3711: the kernel marks the pages clean, so a second fsync "succeeds"."""
+    store = open_store(root)
+    old = sealed_blocks(1)
+    put(store, old)
+    if call == "fsync":
+        store.close()
+        store = open_store(root)  # So that the next append makes a new segment, whose name must be durable.
+    writer = store.begin("w")
+    monkeypatch.setattr(os, call, fail_with(errno.EIO))
+    with pytest.raises(StoreReadOnly):
+        store.append(writer, sealed_blocks(2))
+        store.commit(writer)
+    monkeypatch.undo()
+    for use in (
+        lambda: store.commit(writer),
+        lambda: store.append(writer, sealed_blocks(3)),
+        store.flush,
+    ):
+        with pytest.raises(StoreReadOnly):
+            use()
+    assert store.statistics().read_only
+    assert store.read(ids_of(old)).faults == []
+    assert scrub(store) == []
+    store.close()
+    assert open_store(root).read(ids_of(old)).faults == []
+
+
+def test_a_ledger_that_cannot_be_flushed_poisons_the_store_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(root)
+    put(store, sealed_blocks(1))
+    writer = store.begin("w")
+    store.append(writer, sealed_blocks(2))
+    monkeypatch.setattr(log.os, "fdatasync", fails_for(store, "ledger", errno.EIO))
+    with pytest.raises(StoreReadOnly):
+        store.commit(writer)
+    monkeypatch.undo()
+    with pytest.raises(StoreReadOnly):
+        store.commit(writer)
+
+
+def test_a_full_ledger_is_retried_and_then_commits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(root)
+    writer = store.begin("w")
+    store.append(writer, sealed_blocks(2))
+    real = os.pwrite
+
+    def full(handle: int, data: bytes, offset: int) -> int:
+        if os.readlink(f"/proc/self/fd/{handle}").endswith(".log"):
+            real(handle, bytes(data)[:7], offset)  # Some of it still went in.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(handle, data, offset)
+
+    monkeypatch.setattr(log.os, "pwrite", full)
+    with pytest.raises(StoreFull):
+        store.commit(writer)
+    monkeypatch.undo()
+    store.commit(writer)
+    assert all_ids(store) == set(ids_of(sealed_blocks(2)))
+    store.close()
+    assert all_ids(open_store(root)) == set(ids_of(sealed_blocks(2)))
+
+
+def fails_for(store: LocalStore, part: str, code: int) -> Callable[[int], None]:
+    """`fdatasync`, failing for the files of one folder of a store."""
+    real = os.fdatasync
+
+    def fdatasync(handle: int) -> None:
+        if f"/{part}/" in os.readlink(f"/proc/self/fd/{handle}"):
+            raise OSError(code, os.strerror(code))
+        real(handle)
+
+    return fdatasync

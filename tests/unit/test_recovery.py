@@ -18,6 +18,7 @@ from replicator.core.errors import CatalogError
 from replicator.core.ports import SystemClock
 from replicator.core.progress import Progress
 from replicator.jobs.care import CareJobs
+from replicator.jobs.collection import CollectionJobs
 from replicator.jobs.runner import JobContext
 from replicator.repair.unread import RecordsUnread
 from replicator.store.local import LocalStore
@@ -76,8 +77,7 @@ def copy_catalog(site: Site, target: Path) -> None:
 
 
 async def care(site: Site, kind: str, **args: object) -> dict[str, object]:
-    jobs = CareJobs(site.parts)
-    run = {"gc": jobs.collect, "repair": jobs.repair}[kind]
+    run = {"gc": CollectionJobs(site.parts).collect, "repair": CareJobs(site.parts).repair}[kind]
     return await run(JobContext("test", kind, dict(args), Progress(clock=lambda: 0.0)))
 
 

@@ -17,7 +17,7 @@ from replicator.core.progress import Progress
 from replicator.core.workers import Idle
 from replicator.index.roots import HOLES, classes, digest_of, holes_root, pack_roots, unpack_roots, volume_root
 from replicator.index.shelf import Shelf, common, sorted_set
-from replicator.jobs.replicate import AuditJobs
+from replicator.jobs.audit import AuditJobs
 from replicator.jobs.runner import JobContext
 from tests.support.clocks import FakeWallClock
 from tests.support.nodes import Site, a_pair, write_tree
@@ -116,7 +116,7 @@ def test_what_is_here_of_a_set_is_its_intersection_with_the_ledger(seed: int) ->
 
 
 async def beat(asker: Site) -> None:
-    assert await asker.living._relations.step() == Idle(HEARTBEAT_S)
+    assert await asker.living._standing.step() == Idle(HEARTBEAT_S)
 
 
 async def synced_pair_with(home: Site, cabin: Site, folder: Path, volumes: int) -> list[VolumeId]:
@@ -133,8 +133,8 @@ async def test_sites_at_rest_spend_fewer_than_64_bytes_a_heartbeat_and_read_noth
         volumes = await synced_pair_with(home, cabin, tmp_path, 5)
         await beat(home)
         for one in volumes:
-            assert home.living._relations.classes_of(one) == [[home.parts.site_id, cabin.parts.site_id]]
-            assert cabin.living._relations.classes_of(one) == [[cabin.parts.site_id, home.parts.site_id]]
+            assert home.living._standing.classes_of(one) == [[home.parts.site_id, cabin.parts.site_id]]
+            assert cabin.living._standing.classes_of(one) == [[cabin.parts.site_id, home.parts.site_id]]
         link = await home.link_to(cabin)
         before, read = link.statistics(), _read_calls()
         await beat(home)
@@ -160,11 +160,11 @@ async def test_a_new_snapshot_parts_the_classes_until_it_has_arrived(tmp_path: P
         snapshot = await home.take(home.catalog.volume(volume))
         await beat(home)
         for site in (home, cabin):
-            assert sorted(map(len, site.living._relations.classes_of(volume))) == [1, 1]
+            assert sorted(map(len, site.living._standing.classes_of(volume))) == [1, 1]
         await home.send(snapshot, cabin)
         await beat(home)
         for site in (home, cabin):
-            assert list(map(len, site.living._relations.classes_of(volume))) == [2]
+            assert list(map(len, site.living._standing.classes_of(volume))) == [2]
 
 
 async def test_a_site_with_a_hole_stands_alone_until_it_is_mended(tmp_path: Path) -> None:
@@ -176,11 +176,11 @@ async def test_a_site_with_a_hole_stands_alone_until_it_is_mended(tmp_path: Path
         cabin.store.quarantine(faults)
         await beat(home)
         for site in (home, cabin):
-            assert sorted(map(len, site.living._relations.classes_of(volume))) == [1, 1]
+            assert sorted(map(len, site.living._standing.classes_of(volume))) == [1, 1]
         assert cabin.parts.healer is not None
         await cabin.parts.healer.heal(cabin.store.broken())
         await beat(home)
-        assert list(map(len, home.living._relations.classes_of(volume))) == [2]
+        assert list(map(len, home.living._standing.classes_of(volume))) == [2]
 
 
 async def test_who_has_lost_the_thread_is_told_everything_again(tmp_path: Path) -> None:
@@ -194,11 +194,11 @@ async def test_who_has_lost_the_thread_is_told_everything_again(tmp_path: Path) 
         await beat(home)  # Refused: cabin does not know what the digest stands for.
         assert not standing.heard
         await beat(home)
-        assert standing.heard[home.parts.site_id].roots == home.living._relations.roots()
-        home.living._relations.heard.clear()
+        assert standing.heard[home.parts.site_id].roots == home.living._standing.roots()
+        home.living._standing.heard.clear()
         await beat(home)
         await beat(home)
-        assert home.living._relations.heard[cabin.parts.site_id].roots == standing.roots()
+        assert home.living._standing.heard[cabin.parts.site_id].roots == standing.roots()
 
 
 async def test_a_second_comparison_of_a_snapshot_walks_and_sums_nothing(tmp_path: Path) -> None:

@@ -199,13 +199,18 @@ def plan_shares(budget: int, caps: dict[SiteId, int], used: dict[SiteId, float])
     for site, cap in caps.items():
         is_slow = 0 < used.get(site, 0.0) < _USED_LITTLE * equal
         bounds[site] = min(cap or budget, max(_ROOM * used[site], _LEAST * equal) if is_slow else budget)
-    shares: dict[SiteId, int] = {}
+    shares: dict[SiteId, float] = {}
     left, open_sites = float(budget), sorted(caps, key=lambda site: bounds[site])
     for number, site in enumerate(open_sites):
         share = min(bounds[site], left / (len(open_sites) - number))
-        shares[site] = max(1, int(share))
+        shares[site] = share
         left -= share
-    return shares
+    for number, site in enumerate(sorted(caps, key=lambda site: caps[site] or budget)):
+        # What nobody else has asked for is no use to anybody unless the slow may have it after all.
+        more = min((caps[site] or budget) - shares[site], left / (len(caps) - number))
+        shares[site] += max(0.0, more)
+        left -= max(0.0, more)
+    return {site: max(1, int(share)) for site, share in shares.items()}
 
 
 @dataclass(frozen=True, slots=True)

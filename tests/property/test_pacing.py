@@ -146,6 +146,10 @@ def test_what_a_slow_sender_does_not_use_goes_to_the_others() -> None:
     assert shares[SITES[1]] == shares[SITES[2]] == 4_425_000
 
 
+def test_a_sender_that_is_slow_and_alone_may_have_all_of_it() -> None:
+    assert plan_shares(9_000_000, {SITES[0]: 0}, {SITES[0]: 100_000}) == {SITES[0]: 9_000_000}
+
+
 def test_a_sender_counts_only_while_it_sends() -> None:
     pacing = Pacing(monotonic=FakeMonotonic(), rate_in=1_000_000)
     with pacing.receiving(SITES[0]):

@@ -42,10 +42,10 @@ class CollectionJobs:
             raise UsageError(f"A grace of {grace_s:g} s cannot be.")
         # With no grace asked for, sentence and execution are two runs with a fresh mark between them.
         is_double = grace_s == 0
+        await account_for_records(parts.catalog, parts.reader, give_up=bool(context.args.get("give_up")))
         if context.args.get("dry_run"):
             plan = await self._plan(context.progress, grace_s=grace_s, at_once=is_double, is_rehearsal=True)
             return describe_collected(foretold(plan, duration_s=0.0), share=plan.share, dry_run=True)
-        await account_for_records(parts.catalog, parts.reader, give_up=bool(context.args.get("give_up")))
         if why := parts.collector.why_off():
             raise DeletionOff(f"Deletion is switched off: {why}.")
         confirmed = bool(context.args.get("confirmed"))

@@ -138,8 +138,9 @@ class LocalStore:
             # Told "present" under a lease is a promise, so the sentence is lifted before we look what
             # is here: the other way round a sweep could carry it out in between.
             self.ledger.revive(list(condemned))
-        with self._append_lock:
-            here = {block for block in ids if block in self._pending or block in self._committing}
+        # No lock: an append holds it while it writes megabytes. A block goes from `_pending` to `_committing`
+        # to the ledger and is in at least one of them at every moment, so they are asked in that order.
+        here = {block for block in ids if block in self._pending or block in self._committing}
         return here | self.ledger.present(ids)
 
     def append(self, lease: Lease, blocks: Sequence[SealedBlock]) -> int:
@@ -248,12 +249,12 @@ class LocalStore:
 
     def _wanted(self, ids: Sequence[BlockId]) -> tuple[list[Wanted], list[Fault]]:
         unique = list(dict.fromkeys(ids))
-        with self._append_lock:
-            fresh = {
-                block: entry
-                for block in unique
-                if (entry := self._pending.get(block) or self._committing.get(block)) is not None
-            }
+        # Without the lock, as in `have`: a read does not wait for a write.
+        fresh = {
+            block: entry
+            for block in unique
+            if (entry := self._pending.get(block) or self._committing.get(block)) is not None
+        }
         known = self.ledger.places([block for block in unique if block not in fresh])
         wanted: list[Wanted] = [(block, place, header.kind) for block, (header, place) in fresh.items()]
         wanted += [(block, place, kind) for block, (place, kind) in known.items()]

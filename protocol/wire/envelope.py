@@ -78,7 +78,7 @@ def seal_named(kind: int, body: Buffer, name: BlockId) -> tuple[Header, bytes]:
     The result is opened and *hashed* before it is returned: a codec or a memory fault between
     the first hash and the last copy must not reach a disk (restic#4523). To compare what
     comes out with `body` would cost less and see less: a body that changed in memory after it
-    was named packs and compares perfectly (docs/decisions/0010).
+    was named packs and compares perfectly (docs/decisions/0014).
 
     Raises `TooLarge` over `BLOCK_BODY_MAX`, `BadBlock` if the proof fails.
     """

@@ -20,6 +20,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -46,7 +47,7 @@ from replicator.store.ports import (
 )
 from replicator.store.replay import Replayed
 from replicator.store.segments import SegmentFiles
-from replicator.store.verify import Piece, Wanted, read_pieces
+from replicator.store.verify import Piece, Wanted, find_faults, read_pieces
 
 _COMMIT_ROWS_MAX: Final = 50_000
 _VERIFY_ROWS: Final = 256
@@ -73,6 +74,7 @@ class LocalStore:
         self.ledger = open_ledger(layout, config)
         self.housekeeping = threading.Lock()
         """Held by whoever removes segments or rows, or makes the ledger anew."""
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="prove")
         self._append_lock = threading.Lock()
         self._commit_lock = threading.Lock()
         self._pending: dict[BlockId, tuple[Header, Place]] = {}
@@ -334,8 +336,7 @@ class LocalStore:
             total += sum(place.length for _, place, _ in rows)
             if rows:
                 offset = rows[-1][1].offset + 1
-        suspects = [piece.fault for run in read_pieces(self.files, wanted) for piece in run if piece.fault is not None]
-        faults = self.still_faulty(suspects)
+        faults = self.still_faulty(find_faults(self.files, wanted, threads=self._threads))
         if not ended:
             return VerifiedPart(ScrubCursor(cursor.segment, offset), len(wanted), total, faults)
         self.ledger.note_verified(cursor.segment, now_ns=self._clock.now_ns())
@@ -382,6 +383,7 @@ class LocalStore:
         )
 
     def close(self) -> None:
+        self._threads.shutdown()
         self.files.close()
         self.ledger.close()
         os.close(self._lock_handle)

@@ -5,6 +5,7 @@ has figures. Several subjects that do the same work do it in the same run, one a
 so that whatever the machine is busy with meets all of them; what counts are the ratios.
 """
 
+import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -93,10 +94,16 @@ def ratios(results: Sequence[Result], *, of: str = "wall_s", to: str = OURS) -> 
 
 @contextmanager
 def scratch(work: Path) -> Iterator[Path]:
-    """A file of that name, gone afterwards."""
+    """A name for a file or a folder, and nothing there before and afterwards."""
     path = work / "scratch"
-    path.unlink(missing_ok=True)
+    _remove(path)
     try:
         yield path
     finally:
-        path.unlink(missing_ok=True)
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)

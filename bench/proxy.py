@@ -69,7 +69,7 @@ async def carry(near: trio.SocketStream, *, host: str, port: int, delay_s: float
                 nursery.start_soon(back.fill, far)
                 nursery.start_soon(back.drain, near)
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            return  # One side is gone; so is the other in a moment.
+            pass  # One side is gone; so is the other in a moment.
 
 
 async def serve(listen: int, host: str, port: int, delay_s: float) -> None:

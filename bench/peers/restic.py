@@ -3,6 +3,7 @@
 import datetime
 import ipaddress
 from pathlib import Path
+from typing import ClassVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -16,11 +17,11 @@ class ResticLocal(Subject):
     """A repository on the same file system: what an ingest is compared with."""
 
     name = "restic-local"
-    needs = ("restic",)
+    needs: ClassVar[tuple[str, ...]] = ("restic",)
+    _more: tuple[str, ...] = ()
 
     def start(self) -> None:
         self._repository = str(self.work / "repository")
-        self._more: tuple[str, ...] = ()
         self.init()
 
     def init(self) -> None:

@@ -41,9 +41,7 @@ class RsyncDaemon(Subject):
             f"use chroot = no\naddress = 127.0.0.1\n[copy]\npath = {self.work / 'copy'}\nread only = no\n"
             f"uid = {os.geteuid()}\ngid = {os.getegid()}\n"
         )
-        self.listen(
-            "rsync", "--daemon", "--no-detach", f"--config={config}", f"--port={self.port}", port=self.port
-        )
+        self.listen("rsync", "--daemon", "--no-detach", f"--config={config}", f"--port={self.port}", port=self.port)
 
     def copy(self) -> None:
         self.run("rsync", *_arguments(self.source), _from(self.source), f"rsync://127.0.0.1:{self.port}/copy/")

@@ -36,9 +36,7 @@ class Syncthing(Subject):
                 port=side.api_port,
             )  # fmt: skip
         self._ids = [side.wait_id() for side in self._sides]
-        for side, folder, other in zip(
-            self._sides, (near, self.work / "copy"), reversed(range(2)), strict=True
-        ):
+        for side, folder, other in zip(self._sides, (near, self.work / "copy"), reversed(range(2)), strict=True):
             there = {"deviceID": self._ids[other], "addresses": [f"tcp://127.0.0.1:{self._sides[other].port}"]}
             side.put(f"config/devices/{self._ids[other]}", there)
             members = [{"deviceID": one} for one in self._ids]

@@ -59,7 +59,11 @@ class _Line:
 
 async def carry(near: trio.SocketStream, *, host: str, port: int, delay_s: float) -> None:
     """Join one accepted connection with a new one to `host`, each way late by `delay_s`."""
-    far = await trio.open_tcp_stream(host, port)
+    try:
+        far = await trio.open_tcp_stream(host, port)
+    except OSError:
+        await near.aclose()  # The node is not up yet, or no longer.
+        return
     out, back = _Line(delay_s=delay_s), _Line(delay_s=delay_s)
     async with near, far:
         try:

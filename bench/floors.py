@@ -41,8 +41,6 @@ def measure_floor(name: str, *paths: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.floors", name, *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
-    # A child begins with its parent's high-water mark, so this says nothing about the floor.
-    result.pop("peak_bytes")
     return result
 
 
@@ -109,7 +107,6 @@ def sync(segments: Path, out: Path) -> dict[str, float]:
         "sender_cpu_s": mine.ru_utime + mine.ru_stime - before.ru_utime - before.ru_stime,
         "receiver_cpu_s": used.ru_utime + used.ru_stime,
         "cpu_s": mine.ru_utime + mine.ru_stime - before.ru_utime - before.ru_stime + used.ru_utime + used.ru_stime,
-        "peak_bytes": (mine.ru_maxrss + used.ru_maxrss) * 1024,
     }
 
 
@@ -274,7 +271,7 @@ def _alone(work: Callable[[], None]) -> dict[str, float]:
     work()
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"wall_s": wall, "cpu_s": cpu, "peak_bytes": after.ru_maxrss * 1024}
+    return {"wall_s": wall, "cpu_s": cpu}
 
 
 _FLOORS: Final[dict[str, Callable[..., dict[str, float]]]] = {

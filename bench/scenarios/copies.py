@@ -1,5 +1,6 @@
 """Bringing data to another site: for the first time, when one part in a hundred has changed, when nothing has."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -14,6 +15,9 @@ from bench.peers import Subject, open_peers
 from bench.tree import changed_files
 
 _SHARE: Final = 0.01
+_AFTER_CHANGE_S: Final = 2.5
+"""What was touched within two seconds is looked at again by whoever is careful (`ingest/still.py`; git and restic have
+such a rule too): it would spoil "unchanged" for a reason that is not what it measures."""
 
 
 class Ours(Subject):
@@ -59,6 +63,7 @@ def copies(setting: Setting) -> Iterator[Row]:
                     stack.enter_context(subject)
                 yield from _one_round(f"{data}, first copy", subjects, size)
                 with _changed(source, seed=setting.seed + run + 1):
+                    time.sleep(_AFTER_CHANGE_S)
                     yield from _one_round(f"{data}, 1 % changed", subjects, size)
                     yield from _one_round(f"{data}, unchanged", subjects, size)
                 if setting.with_floor and data == "A":

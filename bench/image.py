@@ -8,6 +8,7 @@ incompressible and text-like, five to three.
 import os
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -37,17 +38,27 @@ def make_image(path: Path, *, gib: float, seed: int) -> int:
     return blocks * BLOCK
 
 
-def change_blocks(path: Path, *, share: float, seed: int) -> int:
-    """Overwrite that share of the blocks, each on its own somewhere, with fresh bytes. Returns how many."""
+@contextmanager
+def changed_blocks(path: Path, *, share: float, seed: int) -> Iterator[int]:
+    """That share of the blocks, each on its own somewhere, has fresh bytes, and is as it was afterwards.
+
+    Yields how many.
+    """
     chance = random.Random(seed)
     blocks = path.stat().st_size // BLOCK
     chosen = chance.sample(range(blocks), max(1, int(blocks * share)))
+    before: dict[int, bytes] = {}
     with path.open("r+b") as file:
-        for number in chosen:
-            os.pwrite(file.fileno(), chance.randbytes(BLOCK), number * BLOCK)
-        os.fsync(file.fileno())
-    path.with_name(path.name + ".done").unlink(missing_ok=True)
-    return len(chosen)
+        try:
+            for number in chosen:
+                before[number] = os.pread(file.fileno(), BLOCK, number * BLOCK)
+                os.pwrite(file.fileno(), chance.randbytes(BLOCK), number * BLOCK)
+            os.fsync(file.fileno())
+            yield len(chosen)
+        finally:
+            for number, content in before.items():
+                os.pwrite(file.fileno(), content, number * BLOCK)
+            os.fsync(file.fileno())
 
 
 def _extents(blocks: int, chance: random.Random, pool: bytes) -> Iterator[tuple[int, bytes | None]]:
@@ -81,10 +92,11 @@ def _fresh(chance: random.Random, pool: bytes, count: int, number: int) -> bytes
 
 
 def _text(chance: random.Random) -> bytes:
-    """Words of an invented language: LZ4 brings it to about half."""
+    """Words of an invented language, some far more frequent than others, as in any: LZ4 brings it to about half."""
     letters = "etaoinshrdlucmfwyp"
     words = ["".join(chance.choices(letters, k=chance.randint(2, 10))) for _ in range(4000)]
-    text = " ".join(chance.choices(words, k=_POOL_BYTES // 6))
+    weights = [1 / (rank + 1) for rank in range(len(words))]
+    text = " ".join(chance.choices(words, weights, k=_POOL_BYTES // 5))
     return text.encode()[:_POOL_BYTES]
 
 

@@ -18,9 +18,9 @@ import struct
 from collections.abc import Iterator
 from enum import IntEnum
 from typing import Final, NamedTuple
-from zlib import crc32
 
 import lz4.block
+from isal.isal_zlib import crc32
 
 from protocol.errors import BadBlock, Malformed, TooLarge
 from protocol.ids import BlockId
@@ -67,18 +67,24 @@ class Header(NamedTuple):
 
 
 def seal(kind: int, body: Buffer, *, named: BlockId | None = None) -> bytes:
+    """The sealed bytes of `body`, as `seal_named` makes them."""
+    return seal_named(kind, body, block_id(kind, body) if named is None else named)[1]
+
+
+def seal_named(kind: int, body: Buffer, name: BlockId) -> tuple[Header, bytes]:
     """Wrap `body` for the store and the wire, and prove that it can be unwrapped again.
 
-    `named` is the id, if the caller has computed it already (to look for a duplicate).
-    The result is opened and hashed before it is returned: a codec or a memory fault between
-    the first hash and the last copy must not reach a disk (restic#4523).
+    `name` is the id, which the caller has computed already (to look for a duplicate).
+    The result is opened and *hashed* before it is returned: a codec or a memory fault between
+    the first hash and the last copy must not reach a disk (restic#4523). To compare what
+    comes out with `body` would cost less and see less: a body that changed in memory after it
+    was named packs and compares perfectly (docs/decisions/0014).
 
     Raises `TooLarge` over `BLOCK_BODY_MAX`, `BadBlock` if the proof fails.
     """
     size = len(body)
     if size > BLOCK_BODY_MAX:
         raise TooLarge(f"a block of {size} bytes; the limit is {BLOCK_BODY_MAX}")
-    name = block_id(kind, body) if named is None else named
     codec, payload = Codec.RAW, body
     if size > HEADER_BYTES:
         packed: bytes = lz4.block.compress(body, store_size=False)
@@ -87,8 +93,7 @@ def seal(kind: int, body: Buffer, *, named: BlockId | None = None) -> bytes:
     payload_crc = crc32(payload) if codec is Codec.LZ4 else 0
     fields = _FIELDS.pack(MAGIC, VERSION, kind, codec, 0, size, len(payload), name, payload_crc)
     sealed = b"".join((fields, _CRC.pack(crc32(fields)), payload))
-    unseal(sealed)
-    return sealed
+    return unseal(sealed)[0], sealed
 
 
 def parse_header(data: Buffer, at: int = 0) -> Header:

@@ -8,9 +8,9 @@ from protocol.wire.hashing import Kind
 from replicator.catalog.manifest.editor import MapEditor
 from replicator.catalog.manifest.entries import (
     PIECES_INLINE_MAX,
-    Entry,
     decode_entry,
     encode_entry,
+    encode_file,
     key_path,
 )
 from replicator.catalog.manifest.nodes import Shape, ends_after, number_key
@@ -150,7 +150,7 @@ class TreeBuilder:
             if read.found.first_key is None:
                 self._moved[key] = None
             return
-        packed = encode_entry(await self._entry(read))
+        packed = await self._packed(read)
         tally.size_bytes += read.pieces.size
         tally.bytes_data += read.pieces.size - read.pieces.zero_bytes
         if read.has_changed:
@@ -159,16 +159,13 @@ class TreeBuilder:
             self._remember.add(key, stamp(read.status), packed)
         await self._put(key, packed)
 
-    async def _entry(self, read: FileRead) -> Entry:
+    async def _packed(self, read: FileRead) -> bytes:
         status, pieces = read.status, read.pieces
         is_inline = len(pieces.lengths) <= PIECES_INLINE_MAX
-        return Entry(
-            mode=status.st_mode,
-            uid=status.st_uid,
-            gid=status.st_gid,
-            mtime_ns=status.st_mtime_ns,
+        return encode_file(
+            status,
             size=pieces.size,
-            lengths=tuple(pieces.lengths) if is_inline else (),
+            lengths=pieces.lengths if is_inline else [],
             ids=pieces.packed_ids if is_inline else b"",
             pieces_root=b"" if is_inline else await self._pieces_root(pieces),
             xattrs=read.attributes,

@@ -25,5 +25,6 @@ class IngestConfig:
     batch_files: int = 256
     batches_in_flight: int = 3
     """One more than the two that keep two cores busy. Each holds up to three times `batch_bytes`."""
-    commit_bytes: int = 256 * MIB
-    """A flush after so many sealed bytes: what a crash makes us read again."""
+    commit_bytes: int = 64 * MIB
+    """A flush after so many sealed bytes: what a crash makes us read again, and what is still to be flushed at
+    the end, when nothing else is left to do beside it."""

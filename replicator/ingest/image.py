@@ -1,8 +1,9 @@
 """Disk images and block devices: blocks of one size, named by their number.
 
 A virtual disk changes in place, so a block keeps its number and cutting by content would
-gain nothing. Everything is read each time: only reading proves what is there. Blocks of
-zeros are found by comparing bytes and are left out of the map.
+gain nothing. If anything may have been written, everything is read: only reading proves what
+is there (`witness` says when nothing can have been). Blocks of zeros are found by comparing
+bytes and are left out of the map.
 
 What the file system says of holes may be wrong for a file that is being written. It is
 believed only where nothing was written shortly before, and only if size and times are the
@@ -15,6 +16,7 @@ import stat
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final
 
@@ -31,6 +33,7 @@ from replicator.ingest.flow import run_in_order
 from replicator.ingest.sealer import NodeBuffer, Sealer
 from replicator.ingest.sources import ImageSource, Taken, Tally
 from replicator.ingest.still import RACY_NS, Stamp, stamp
+from replicator.ingest.witness import Seen, boot_id, holds_all, load_seen, save_seen, tells_every_write
 from replicator.store.ports import BlockStore, Lease
 
 
@@ -42,21 +45,45 @@ async def take_image(
     offload: Offload,
     progress: Progress,
     clock: WallClock,
+    memo: Path | None,
     config: IngestConfig,
 ) -> Taken:
     """Put an image into the store. Raises `SourceError`, `StoreError`."""
     began_ns = clock.now_ns()
     image = await offload.run(partial(_Image, source, config))
     try:
-        image.trusts_holes = image.is_regular and image.before.newest_ns < began_ns - RACY_NS
+        racy_ns = began_ns - RACY_NS
+        if image.before.newest_ns < racy_ns:
+            seen = await offload.run(image.unchanged_since, memo, store, lease)
+            if seen is not None:
+                return _not_read(image, seen, progress)
+        tells = await offload.run(image.settle)
+        holds_still = image.is_regular and image.before.newest_ns < racy_ns
+        image.trusts_holes = holds_still
         sealer = Sealer(store, lease, commit_bytes=config.commit_bytes)
         taken = await _take_once(image, sealer, offload=offload, progress=progress, config=config)
         if image.trusts_holes and not image.held_still():
             image.trusts_holes = False
             taken = await _take_once(image, sealer, offload=offload, progress=progress, config=config)
+        if memo is not None and tells and holds_still:
+            await offload.run(save_seen, memo, image.seen(taken))
         return taken
     finally:
         image.close()
+
+
+def _not_read(image: "_Image", seen: Seen, progress: Progress) -> Taken:
+    progress.begin("unchanged", total=image.size_bytes)
+    progress.set_done(image.size_bytes)
+    return Taken(
+        root=seen.root,
+        size_bytes=image.size_bytes,
+        entries=seen.entries,
+        blocks_new=0,
+        bytes_new=0,
+        bytes_read=0,
+        bytes_unchanged=image.size_bytes,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +121,38 @@ class _Image:
             raise SourceError(f"{self.path} is neither a file nor a block device.", hint="Protect a folder as a tree.")
         self.before: Stamp = stamp(status)
         self.size_bytes = os.lseek(self._handle, 0, os.SEEK_END)
+
+    def unchanged_since(self, memo: Path | None, store: BlockStore, lease: Lease) -> Seen | None:
+        """The last look at this image, if it was not written since, and the store still has all of it."""
+        seen = load_seen(memo) if self.is_regular else None
+        if seen is None or seen.stamp != self.before or seen.block_bytes != self._block_bytes:
+            return None
+        if not seen.boot_id or seen.boot_id != boot_id():
+            return None
+        return seen if holds_all(store, lease, seen.root) else None
+
+    def settle(self) -> bool:
+        """Flush what others have dirty in their memory maps, and look at the times only then.
+
+        Returns whether a later write is sure to show in the times.
+        """
+        if not self.is_regular or not tells_every_write(self.before.device):
+            return False
+        try:
+            os.fsync(self._handle)
+        except OSError:
+            return False
+        self.before = stamp(os.fstat(self._handle))
+        return True
+
+    def seen(self, taken: Taken) -> Seen:
+        return Seen(
+            boot_id=boot_id(),
+            stamp=self.before,
+            block_bytes=self._block_bytes,
+            root=taken.root,
+            entries=taken.entries,
+        )
 
     def held_still(self) -> bool:
         return stamp(os.fstat(self._handle)) == self.before

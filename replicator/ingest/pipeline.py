@@ -30,7 +30,7 @@ async def take(
 ) -> Taken:
     """Put a source into the store, durably, and say what it is now.
 
-    `memo` is where this volume's memo lies, or None to read every file. An image has none.
+    `memo` is where this volume's memo lies, or None to read everything.
 
     Raises `SourceError` if the source as a whole cannot be read, `StoreError` if the store cannot
     take it. Single paths that cannot be read are in `Taken.skipped`.
@@ -49,7 +49,14 @@ async def take(
             )
         case ImageSource():
             return await take_image(
-                source, store=store, lease=lease, offload=offload, progress=progress, clock=clock, config=config
+                source,
+                store=store,
+                lease=lease,
+                offload=offload,
+                progress=progress,
+                clock=clock,
+                memo=memo,
+                config=config,
             )
         case _:
             assert_never(source)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from protocol.errors import BadBlock
 from protocol.ids import BlockId
-from protocol.wire.envelope import Buffer, parse_header, seal
+from protocol.wire.envelope import Buffer, seal_named
 from protocol.wire.hashing import Kind
 from replicator.core.errors import StoreError
 from replicator.store.ports import BlockStore, Lease, SealedBlock
@@ -80,12 +80,12 @@ class Sealer:
 
 def _sealed(kind: Kind, name: BlockId, body: Buffer) -> SealedBlock:
     try:
-        sealed = seal(kind, body, named=name)
+        header, sealed = seal_named(kind, body, name)
     except BadBlock as error:
         raise StoreError(
             f"A block did not survive its own packing: {error}.", hint="Check this machine's memory."
         ) from error
-    return SealedBlock(parse_header(sealed), sealed)
+    return SealedBlock(header, sealed)
 
 
 class NodeBuffer:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from protocol.ids import BLOCK_ID_BYTES, ZERO_BLOCK, BlockId
-from replicator.catalog.manifest.entries import Entry, decode_entry
+from replicator.catalog.manifest.entries import blocks_of
 from replicator.catalog.manifest.nodes import decode_node
 from replicator.core.ports import Offload, WallClock
 from replicator.core.progress import Progress
@@ -91,7 +91,7 @@ class _Paths:
         known: list[tuple[Found, bytes, list[BlockId]]] = []
         for file in files:
             packed = self._memo.find(file.key, stamp(file.status))
-            blocks = None if packed is None else self._blocks(decode_entry(packed))
+            blocks = None if packed is None else self._blocks(packed)
             if packed is not None and blocks is not None:
                 known.append((file, packed, blocks))
         here = self._sealer.have([block for _, _, blocks in known for block in blocks]) if known else set()
@@ -99,10 +99,10 @@ class _Paths:
             if here.issuperset(blocks):
                 file.packed, file.is_remembered = packed, True
 
-    def _blocks(self, entry: Entry) -> list[BlockId] | None:
+    def _blocks(self, packed: bytes) -> list[BlockId] | None:
         """Every block that a file needs, or None if the map of its pieces cannot be read."""
-        blocks = entry.block_ids()
-        todo = [BlockId(entry.pieces_root)] if entry.pieces_root else []
+        blocks, pieces_root = blocks_of(packed)
+        todo = [BlockId(pieces_root)] if pieces_root else []
         while todo:
             blocks += todo
             bodies = self._store.read(todo)

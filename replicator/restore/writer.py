@@ -161,8 +161,7 @@ class TreeWriter:
         if step.is_first:
             self._drop_file()
             temporary = _temporary(name)
-            _remove(folder, temporary)
-            self._file = _File(step.key, os.open(temporary, _NEW_FILE, 0o600, dir_fd=folder), temporary)
+            self._file = _File(step.key, _create(folder, temporary), temporary)
         file = self._file
         assert file is not None
         for length, block in step.pieces:
@@ -248,6 +247,15 @@ class TreeWriter:
 
 def _temporary(name: bytes) -> bytes:
     return b".replicator-" + blake3(name).hexdigest()[:16].encode() + b".part"
+
+
+def _create(folder: int, name: bytes) -> int:
+    """A new file of that name. One that an earlier attempt left behind is rare, so it is not looked for first."""
+    try:
+        return os.open(name, _NEW_FILE, 0o600, dir_fd=folder)
+    except FileExistsError:
+        _remove(folder, name)
+        return os.open(name, _NEW_FILE, 0o600, dir_fd=folder)
 
 
 def _remove(folder: int, name: bytes) -> None:

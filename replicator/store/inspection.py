@@ -8,6 +8,7 @@ right then is a *soft error*, counted, and shown as long as the store lives.
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Final, Protocol
 
 from protocol.ids import BlockId
@@ -19,7 +20,7 @@ from replicator.store.ledger import Ledger
 from replicator.store.ports import Fault, Place, ScrubCursor, SegmentAge, VerifiedPart
 from replicator.store.replay import sound_blocks
 from replicator.store.segments import SEGMENT_HEADER_BYTES, SegmentFiles
-from replicator.store.verify import Piece, Wanted, closing_handle, drop_cached, read_pieces
+from replicator.store.verify import Piece, Wanted, closing_handle, drop_cached, prove, read_pieces
 
 _ROWS: Final = 256
 _SOFT: Final = "soft_errors"
@@ -38,9 +39,10 @@ class Room(Protocol):
 class LocalInspection:
     """Thread-safe, like the store that it belongs to."""
 
-    def __init__(self, room: Room, *, clock: WallClock) -> None:
+    def __init__(self, room: Room, *, clock: WallClock, threads: Executor) -> None:
         self._room = room
         self._clock = clock
+        self._threads = threads
         self._lock = threading.Lock()
         self.soft_errors = room.ledger.fact(_SOFT)
 
@@ -114,9 +116,9 @@ class LocalInspection:
             whole = Place(first.segment, first.offset, last.offset + last.length - first.offset)
             drop_cached(self._room.files, [whole])
         before = self.soft_errors
-        pieces = [piece for run in read_pieces(self._room.files, rows) for piece in run]
-        self.note_soft(sum(piece.is_soft for piece in pieces))
-        _, faults = self.look_again([piece.fault for piece in pieces if piece.fault is not None])
+        suspects, soft = prove(self._room.files, rows, threads=self._threads)
+        self.note_soft(soft)
+        _, faults = self.look_again(suspects)
         return [fault for fault in faults if fault.place is not None], self.soft_errors - before
 
     def rescue(self, ids: Sequence[BlockId]) -> list[BlockId]:

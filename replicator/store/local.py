@@ -20,6 +20,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -75,13 +76,14 @@ class LocalStore:
         self.ledger = open_ledger(layout, config)
         self.housekeeping = threading.Lock()
         """Held by whoever removes segments or rows, or makes the ledger anew."""
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="prove")
         self._append_lock = threading.Lock()
         self._commit_lock = threading.Lock()
         self._pending: dict[BlockId, tuple[Header, Place]] = {}
         self._committing: dict[BlockId, tuple[Header, Place]] = {}
         self.replayed = Replayed(0, 0, 0)
         self.shelves = LocalShelves(self)
-        self._inspection = LocalInspection(self, clock=clock)
+        self._inspection = LocalInspection(self, clock=clock, threads=self._threads)
 
     @classmethod
     def open(
@@ -148,8 +150,9 @@ class LocalStore:
             # Told "present" under a lease is a promise, so the sentence is lifted before we look what
             # is here: the other way round a sweep could carry it out in between.
             self.ledger.revive(list(condemned))
-        with self._append_lock:
-            here = {block for block in ids if block in self._pending or block in self._committing}
+        # No lock: an append holds it while it writes megabytes. A block goes from `_pending` to `_committing`
+        # to the ledger and is in at least one of them at every moment, so they are asked in that order.
+        here = {block for block in ids if block in self._pending or block in self._committing}
         return here | self.ledger.present(ids)
 
     def append(self, lease: Lease, blocks: Sequence[SealedBlock]) -> int:
@@ -261,12 +264,12 @@ class LocalStore:
     def wanted(self, ids: Sequence[BlockId]) -> tuple[list[Wanted], list[Fault]]:
         """Where these lie now, and faults for those that lie nowhere."""
         unique = list(dict.fromkeys(ids))
-        with self._append_lock:
-            fresh = {
-                block: entry
-                for block in unique
-                if (entry := self._pending.get(block) or self._committing.get(block)) is not None
-            }
+        # Without the lock, as in `have`: a read does not wait for a write.
+        fresh = {
+            block: entry
+            for block in unique
+            if (entry := self._pending.get(block) or self._committing.get(block)) is not None
+        }
         known = self.ledger.places([block for block in unique if block not in fresh])
         wanted: list[Wanted] = [(block, place, header.kind) for block, (header, place) in fresh.items()]
         wanted += [(block, place, kind) for block, (place, kind) in known.items()]
@@ -368,6 +371,7 @@ class LocalStore:
         )
 
     def close(self) -> None:
+        self._threads.shutdown()
         self.files.close()
         self.ledger.close()
         os.close(self._lock_handle)

@@ -21,7 +21,7 @@ from protocol.ids import BLOCK_ID_BYTES, ZERO_BLOCK, BlockId, SiteId, SnapshotId
 from protocol.limits import HAVE_ROOTS_MAX
 from protocol.messages.registry import Message
 from protocol.messages.snapshots import DiffBase, OfferSnapshot, Receipt, SyncProgress, SyncReport, WantDiff
-from protocol.wire.envelope import parse_header, seal
+from protocol.wire.envelope import seal_named
 from protocol.wire.frames import Lane
 from protocol.wire.hashing import Kind, block_id
 from replicator.catalog.catalog import Catalog
@@ -338,16 +338,14 @@ def _seal_and_append(store: BlockStore, lease: Lease, nodes: Sequence[tuple[Bloc
     blocks: list[SealedBlock] = []
     for name, body in nodes:
         if name not in here:
-            sealed = seal(Kind.NODE, body, named=name)
-            blocks.append(SealedBlock(parse_header(sealed), sealed))
+            blocks.append(SealedBlock(*seal_named(Kind.NODE, body, name)))
     store.append(lease, blocks)
 
 
 def store_record(store: BlockStore, lease: Lease, signed: bytes) -> BlockId:
     """Keep a signed record among the blocks, durably, so that the catalogue can be found again from them."""
     name = block_id(Kind.RECORD, signed)
-    sealed = seal(Kind.RECORD, signed, named=name)
-    store.append(lease, [SealedBlock(parse_header(sealed), sealed)])
+    store.append(lease, [SealedBlock(*seal_named(Kind.RECORD, signed, name))])
     store.commit(lease)
     return name
 

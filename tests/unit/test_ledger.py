@@ -100,9 +100,11 @@ def test_a_merge_that_meets_a_damaged_row_copies_nothing_of_it(tmp_path: Path) -
     merging = StoreConfig(segment_bytes_max=4096, reserve_bytes_max=0, ledger_fresh_rows_max=8, ledger_runs_max=2)
     with closing(open_store(tmp_path / "store", config=merging)) as store:
         store.ledger.wait_merged()
-        wrong = store.ledger.check()
-        assert "damaged rows" in wrong
-        store.rebuild_ledger(wrong)
+        if wrong := store.ledger.check():
+            assert "damaged rows" in wrong
+            store.rebuild_ledger(wrong)
+        # (A merge that was quicker than the end of the opening had it made anew already then.)
+        assert (tmp_path / "store" / "ledger.damaged").exists()
         store.ledger.wait_merged()
         assert store.ledger.check() == ""
         assert store.read(ids_of(blocks)).faults == []

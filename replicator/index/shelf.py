@@ -23,6 +23,7 @@ from replicator.core.files import write_durably
 from replicator.index.tokens import Packed, heads
 
 _SEAL_BYTES: Final = 32
+_READ_BYTES: Final = 4 * 1024**2
 SHELF_BYTES_MAX: Final = 2 * 1024**3
 """Sixty million ids. The files that were used longest ago go first."""
 
@@ -39,8 +40,14 @@ class Shelf:
         path = self._path(root)
         try:
             with path.open("rb") as file:
+                # Read first: a bad sector is an error here, and under the map it would kill the process.
+                while file.read(_READ_BYTES):
+                    pass
                 view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except (FileNotFoundError, ValueError):  # mmap refuses an empty file.
+            return None
+        except OSError:
+            self.forget(root)
             return None
         ids = view[:-_SEAL_BYTES]
         if len(view) % BLOCK_ID_BYTES or view[len(ids) :] != _seal(root, ids):

@@ -21,6 +21,8 @@ _GAP_MAX: Final = 32 * 1024
 
 
 _PAGE: Final = 4096
+_SHARED_MIN: Final = 32
+"""Fewer blocks than this are proven before a second thread has begun."""
 
 
 class Piece(NamedTuple):
@@ -80,6 +82,8 @@ def prove(files: SegmentFiles, wanted: Sequence[Wanted], *, threads: Executor) -
 
     Returns what is not sound, and how many reads were right only at the second attempt.
     """
+    if len(wanted) < _SHARED_MIN:
+        return _prove(files, wanted)
     ordered = sorted(wanted, key=lambda item: (item[1].segment, item[1].offset))
     halves = (ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :])
     faults: list[Fault] = []

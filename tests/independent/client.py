@@ -17,6 +17,7 @@ import ssl
 import struct
 import sys
 import tempfile
+import time
 import zlib
 
 import lz4.block
@@ -182,12 +183,21 @@ def open_blocks(run: bytes):  # type: ignore[no-untyped-def]
         at += 56 + payload_size
 
 
+def listed(talk: "Talk") -> list[bytes]:
+    """All records that the node shows us. What it shows is decided there, after we have become its peer."""
+    for _ in range(100):
+        if signed := [one for answer in talk.ask([0x28, b""], lane=CONTROL) for one in answer[1]]:
+            return signed
+        time.sleep(0.1)
+    raise SystemExit("the node shows no snapshot")
+
+
 def fetch(code: str, volume: str, target: str) -> dict[str, object]:
     mine = Ed25519PrivateKey.generate()
     inviter, address = pair(code, mine)
     with dial(address, mine, inviter) as tls:
         talk = Talk(tls, public(mine), inviter)
-        signed = [one for answer in talk.ask([0x28, b""], lane=CONTROL) for one in answer[1]]
+        signed = listed(talk)
         records = []
         for one in signed:
             Ed25519PublicKey.from_public_bytes(inviter).verify(

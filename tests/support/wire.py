@@ -5,12 +5,13 @@ from protocol.ids import SiteId
 from protocol.machines.connection import Connection
 from protocol.machines.events import Event
 from protocol.messages.session import Hello
+from protocol.messages.versions import CURRENT, OLDEST
 
 DIALER, LISTENER = 0, 1
 
 
 def hello(name: str = "site") -> Hello:
-    return Hello(version_min=1, version_max=1, site_id=SiteId(bytes(32)), incarnation=bytes(16), name=name)
+    return Hello(version_min=OLDEST, version_max=CURRENT, site_id=SiteId(bytes(32)), incarnation=bytes(16), name=name)
 
 
 def connection(*, is_dialer: bool) -> Connection:

@@ -104,12 +104,12 @@ class LaneReader:
     def estimate(self, top: Batch, samples: bytes, *, nonce: bytes) -> float:
         """How many blocks differ, from the peer's top cells and samples."""
         verdicts = diff.compare(self.cells(top.places), top.theirs, width=top.width).verdicts
-        seen = [diff.Sample(top.places.level, len(verdicts), int(np.count_nonzero(verdicts != Verdict.SAME)))]
+        seen = [diff.Sample(top.places.level, len(verdicts), int(np.count_nonzero(verdicts != Verdict.SAME)), 0.0)]
         theirs = np.frombuffer(samples, np.uint8).astype(np.uint64).reshape(-1, diff.SAMPLE_CELLS)
         for nth, sample in enumerate(theirs):
             level = diff.TOP_LEVEL + 2 + 2 * nth
             differing = int(np.count_nonzero(self.sample(nonce, level) != sample))
-            seen.append(diff.Sample(level, diff.SAMPLE_CELLS, differing))
+            seen.append(diff.Sample(level, diff.SAMPLE_CELLS, differing, diff.SAMPLE_BLIND))
         return diff.estimate(seen)
 
     def read(self, batch: Batch) -> Reading:

@@ -39,6 +39,10 @@ _BEYOND_SAMPLES: Final = 2.25
 FIRST_SPLIT_BITS: Final = 3
 """Two differences that share a cell part in 7 of 8 cases, for 40 bytes."""
 
+LAST_SPLIT_BITS: Final = 8
+LAST_SPLIT_GAIN: Final = 4
+"""How deep `plan_last` splits, and how much dearer the list must be: a split that fails costs the session once more."""
+
 LIST_SHARE: Final = 3
 """Over one difference in so many blocks, naming every block is no dearer than searching (5 bytes a block against
 14 a difference, measured), and takes three turns instead of six."""
@@ -52,6 +56,9 @@ _WIDTH_CROWD_BITS: Final = 10
 """Of the blocks that stand alone in their cell, one in so many (as a power of two) may be taken for another."""
 _WIDTH_CHECKED_BITS: Final = 16
 """The same where no turn is left to look closer, only to list."""
+_WIDTH_CHECKED_MIN_BITS: Final = 21
+"""Two blocks of mine with one suffix leave their cell open, and meet again in the next one half of the time. So what
+comes after a split of 20 bits has more, or the very blocks that were taken for each other are so again."""
 _WIDTH_FIRST_BITS: Final = 4
 _WIDTH_SPLIT_BITS: Final = -4
 _WIDTH_PAIR_BITS: Final = 3
@@ -167,7 +174,7 @@ def plan_width(blocks: int, cells: int, *, held: int, with_checks: bool, is_firs
     """Bytes of a record, for `cells` cells that hold `blocks` of our `held` ones; `is_first`: they split no others."""
     crowd = log2(max(blocks / max(cells, 1), 1.0))
     if with_checks:
-        bits = crowd + _WIDTH_CHECKED_BITS
+        bits = max(crowd + _WIDTH_CHECKED_BITS, _WIDTH_CHECKED_MIN_BITS)
     else:
         margin = _WIDTH_FIRST_BITS if is_first else _WIDTH_SPLIT_BITS
         bits = max(crowd + _WIDTH_CROWD_BITS, log2(max(held, 1)) + margin, log2(max(cells, 1)) + _WIDTH_PAIR_BITS)
@@ -197,6 +204,17 @@ def plan_next(open_count: int, *, level: int, blocks: int, held: int, is_first: 
         if cost < least:
             best, least = level + bits, cost
     return best
+
+
+def plan_last(open_count: int, *, level: int, blocks: int) -> int:
+    """In the last turn but one: the same level to list `open_count` cells, or one so deep that nothing shares a cell.
+
+    Cells that are still open hold two differences or three. If a list would be far dearer than a split by
+    2^LAST_SPLIT_BITS, in which three part in 99 of 100 cases, then that hundredth may run once more.
+    """
+    split_bytes = (open_count << LAST_SPLIT_BITS) * (RECORD_BYTES + _CHECK_BYTES)
+    is_dear = blocks * RECORD_BYTES > LAST_SPLIT_GAIN * split_bytes
+    return min(level + LAST_SPLIT_BITS, SUMMARY_LEVEL_MAX) if is_dear else level
 
 
 def plan_list(open_count: int, *, level: int, blocks: int) -> int:

@@ -6,7 +6,7 @@
                      Many: all cells of a level with two cells a difference. Most: lists everything.
     3     initiator  answers, and a split
     4     responder  answers, and a split of which every cell can be read with certainty
-    5     initiator  answers, and lists of what is still open
+    5     initiator  answers, and lists of what is still open (a few large cells: one deep split)
     6     responder  what it lacks of these; close
 
 Whoever has nothing open closes at once, so most sessions are shorter. A close carries the
@@ -322,7 +322,7 @@ class Reconciliation:
         cells: list[SummaryCells] = []
         lists: list[SummaryList] = []
         for group, places in enumerate(groups):
-            level = self._plan(places, is_first=is_first) if may_split else places.level
+            level = self._plan(places, is_first=is_first) if may_split else self._plan_last(places)
             if level > places.level:
                 cells += self._cells(group, places, level, with_checks=not is_first)
             else:
@@ -333,6 +333,16 @@ class Reconciliation:
         blocks = self._reader.blocks_count(places)
         held = self._view.root().count
         return diff.plan_next(len(places.prefixes), level=places.level, blocks=blocks, held=held, is_first=is_first)
+
+    def _plan_last(self, places: Places) -> int:
+        """Whether to list, or to split so far that the peer can read everything in its last turn.
+
+        The second attempt always lists, and so does the first where blocks crowd: a list cannot fail.
+        """
+        level = diff.plan_last(len(places.prefixes), level=places.level, blocks=self._reader.blocks_count(places))
+        if self._lane or level == places.level or self._reader.is_crowded(places.under(level)):
+            return places.level
+        return level
 
     def _cells(self, group: int, parents: Places, level: int, *, with_checks: bool) -> list[SummaryCells]:
         places = parents.under(level)

@@ -4,7 +4,7 @@
 back as values, with the rows of our blocks that the peer turns out to lack.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from protocol.merkle.cells import (
 )
 from protocol.merkle.diff import Verdict
 
+_CROWD_MIN: Final = 16
+_CROWD_FACTOR: Final = 4
+"""By the law of Poisson the fullest of a few thousand cells holds under four times the mean, and sixteen more."""
 _SAMPLE_MASK = np.uint64(2 ** (8 * diff.SAMPLE_BYTES) - 1)
 
 
@@ -94,6 +97,12 @@ class LaneReader:
         starts, stops = self._view.spans(*places)
         return int((stops - starts).sum())
 
+    def is_crowded(self, places: Places) -> bool:
+        """Whether some cell holds far more than its share: no accident, and no split will part what is in it."""
+        starts, stops = self._view.spans(*places)
+        sizes = stops - starts
+        return bool(sizes.max() > _CROWD_MIN + _CROWD_FACTOR * sizes.mean())
+
     def find(self, places: Places, suffixes: U64, *, width: int) -> I64:
         return self._view.find(*places, suffixes, width=width, lane=self._lane)
 
@@ -104,12 +113,12 @@ class LaneReader:
     def estimate(self, top: Batch, samples: bytes, *, nonce: bytes) -> float:
         """How many blocks differ, from the peer's top cells and samples."""
         verdicts = diff.compare(self.cells(top.places), top.theirs, width=top.width).verdicts
-        seen = [diff.Sample(top.places.level, len(verdicts), int(np.count_nonzero(verdicts != Verdict.SAME)))]
+        seen = [diff.Sample(top.places.level, len(verdicts), int(np.count_nonzero(verdicts != Verdict.SAME)), 0.0)]
         theirs = np.frombuffer(samples, np.uint8).astype(np.uint64).reshape(-1, diff.SAMPLE_CELLS)
         for nth, sample in enumerate(theirs):
             level = diff.TOP_LEVEL + 2 + 2 * nth
             differing = int(np.count_nonzero(self.sample(nonce, level) != sample))
-            seen.append(diff.Sample(level, diff.SAMPLE_CELLS, differing))
+            seen.append(diff.Sample(level, diff.SAMPLE_CELLS, differing, diff.SAMPLE_BLIND))
         return diff.estimate(seen)
 
     def read(self, batch: Batch) -> Reading:

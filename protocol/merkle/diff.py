@@ -8,7 +8,7 @@ of least expected bytes; the number of turns is bounded by the machine, not by t
 
 from collections.abc import Sequence
 from enum import IntEnum
-from math import exp2, expm1, log, log2
+from math import exp2, log2
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -31,9 +31,17 @@ TOP_LEVEL: Final = 7
 
 SAMPLE_CELLS: Final = 64
 SAMPLE_BYTES: Final = 1
-"""A sample need only say whether a cell differs; that it looks the same by chance once in 256 times biases nothing."""
+SAMPLE_BLIND: Final = 2.0 ** (-8 * SAMPLE_BYTES)
+"""A sample need only say whether a cell differs. That it looks the same by chance has to be reckoned with: one such
+cell in a level where all differ would else outweigh the levels that know better."""
+_BEYOND_SAMPLES: Final = 2.25
+"""An estimate goes so far (as a power of two) beyond the deepest sampled level: there, 64 cells of 64 differ."""
 FIRST_SPLIT_BITS: Final = 3
 """Two differences that share a cell part in 7 of 8 cases, for 40 bytes."""
+
+LAST_SPLIT_BITS: Final = 8
+LAST_SPLIT_GAIN: Final = 4
+"""How deep `plan_last` splits, and how much dearer the list must be: a split that fails costs the session once more."""
 
 LIST_SHARE: Final = 3
 """Over one difference in so many blocks, naming every block is no dearer than searching (5 bytes a block against
@@ -48,6 +56,9 @@ _WIDTH_CROWD_BITS: Final = 10
 """Of the blocks that stand alone in their cell, one in so many (as a power of two) may be taken for another."""
 _WIDTH_CHECKED_BITS: Final = 16
 """The same where no turn is left to look closer, only to list."""
+_WIDTH_CHECKED_MIN_BITS: Final = 21
+"""Two blocks of mine with one suffix leave their cell open, and meet again in the next one half of the time. So what
+comes after a split of 20 bits has more, or the very blocks that were taken for each other are so again."""
 _WIDTH_FIRST_BITS: Final = 4
 _WIDTH_SPLIT_BITS: Final = -4
 _WIDTH_PAIR_BITS: Final = 3
@@ -112,30 +123,26 @@ def sample_prefixes(nonce: bytes, level: int) -> U64:
 
 
 class Sample(NamedTuple):
-    """Of `seen` cells of a level, `differing` differ."""
+    """Of `seen` cells of a level, `differing` look different; one that differs looks the same with chance `blind`."""
 
     level: int
     seen: int
     differing: int
+    blind: float
 
 
 def estimate(samples: Sequence[Sample]) -> float:
     """How many blocks differ, most likely, if a cell of level k differs with a chance of 1 - e^(-d / 2^k).
 
     All levels speak at once: the one where about four cells in five differ says most, and its
-    neighbours half as much. Only if every cell of every level differs is the answer a lower bound.
+    neighbours half as much. If every cell of every level differs, the answer is a lower bound.
     """
-    if all(one.differing == one.seen for one in samples):
-        return float(1 << samples[-1].level) * log(2 * samples[-1].seen)  # As if one of them half agreed.
-    low, high = 0.0, 64.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        slope = 0.0
-        for level, seen, differing in samples:
-            rate = min(2.0 ** (middle - level), 700.0)
-            slope += 2.0**-level * (differing / expm1(rate) - (seen - differing))
-        low, high = (middle, high) if slope > 0 else (low, middle)
-    return exp2(low)
+    guesses = np.arange(0.0, samples[-1].level + _BEYOND_SAMPLES, 1 / 16)
+    likelihood = np.zeros(len(guesses))
+    for level, seen, differing, blind in samples:
+        shares = np.clip(-np.expm1(-np.exp2(guesses - level)) * (1 - blind), 1e-12, 1 - 1e-12)
+        likelihood += differing * np.log(shares) + (seen - differing) * np.log1p(-shares)
+    return exp2(float(guesses[likelihood.argmax()]))
 
 
 def deepest_level(blocks: int) -> int:
@@ -167,7 +174,7 @@ def plan_width(blocks: int, cells: int, *, held: int, with_checks: bool, is_firs
     """Bytes of a record, for `cells` cells that hold `blocks` of our `held` ones; `is_first`: they split no others."""
     crowd = log2(max(blocks / max(cells, 1), 1.0))
     if with_checks:
-        bits = crowd + _WIDTH_CHECKED_BITS
+        bits = max(crowd + _WIDTH_CHECKED_BITS, _WIDTH_CHECKED_MIN_BITS)
     else:
         margin = _WIDTH_FIRST_BITS if is_first else _WIDTH_SPLIT_BITS
         bits = max(crowd + _WIDTH_CROWD_BITS, log2(max(held, 1)) + margin, log2(max(cells, 1)) + _WIDTH_PAIR_BITS)
@@ -197,6 +204,17 @@ def plan_next(open_count: int, *, level: int, blocks: int, held: int, is_first: 
         if cost < least:
             best, least = level + bits, cost
     return best
+
+
+def plan_last(open_count: int, *, level: int, blocks: int) -> int:
+    """In the last turn but one: the same level to list `open_count` cells, or one so deep that nothing shares a cell.
+
+    Cells that are still open hold two differences or three. If a list would be far dearer than a split by
+    2^LAST_SPLIT_BITS, in which three part in 99 of 100 cases, then that hundredth may run once more.
+    """
+    split_bytes = (open_count << LAST_SPLIT_BITS) * (RECORD_BYTES + _CHECK_BYTES)
+    is_dear = blocks * RECORD_BYTES > LAST_SPLIT_GAIN * split_bytes
+    return min(level + LAST_SPLIT_BITS, SUMMARY_LEVEL_MAX) if is_dear else level
 
 
 def plan_list(open_count: int, *, level: int, blocks: int) -> int:

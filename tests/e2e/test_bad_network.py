@@ -44,10 +44,34 @@ async def test_a_far_and_fat_link_is_filled_to_nine_tenths(tmp_path: Path, round
     path = image(tmp_path / "disk", 48 * MIB)
     async with far_apart(tmp_path, weather) as (home, cabin, proxy):
         snapshot = await home.take(protect_image(home, path, block=65536))
+        before = await raw_rate(weather)
         done, rate = await send_and_watch(home, cabin, snapshot, proxy)
-        assert rate >= 0.9 * LINK
+        assert rate >= 0.9 * min(LINK, before, await raw_rate(weather))
         assert cabin.holds(snapshot)
         assert done.report.blocks_received == 48 * 16
+
+
+async def raw_rate(weather: Weather) -> float:
+    """What the same line carries without us, now: a machine that is busy with other things carries less."""
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    address = f"127.0.0.1:{listener.socket.getsockname()[1]}"
+    async with trio.open_nursery() as nursery, a_proxy(lambda: address, weather) as proxy, listener:
+        near = await trio.open_tcp_stream("127.0.0.1", int(proxy.address.rpartition(":")[2]))
+        far = await listener.accept()
+
+        async def pour() -> None:
+            while True:
+                await near.send_all(bytes(MIB))
+
+        nursery.start_soon(pour)
+        got, began, first = 0, 0.0, 0
+        while got < 12 * MIB:
+            got += len(await far.receive_some(MIB))
+            if not began and got > 4 * MIB:
+                began, first = trio.current_time(), got
+        rate = (got - first) / (trio.current_time() - began)
+        nursery.cancel_scope.cancel()
+    return rate
 
 
 async def send_and_watch(home: Site, cabin: Site, snapshot: Snapshot, proxy: Proxy) -> tuple[Offered, float]:
@@ -165,9 +189,10 @@ async def test_a_peer_on_a_modem_costs_the_others_nothing_to_speak_of(tmp_path: 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(home.send, snapshot, tower)
                 await wait_until(lambda: bad.bytes_passed > 20_000)
+                before = await raw_rate(good.weather)
                 _, rate = await send_and_watch(home, cabin, snapshot, good)
+                assert rate >= 0.9 * min(LINK, before, await raw_rate(good.weather))
                 nursery.cancel_scope.cancel()
-            assert rate >= 0.9 * LINK
             assert bad.bytes_passed < 2 * MIB
 
 

@@ -280,3 +280,15 @@ def test_a_payload_with_a_right_checksum_that_lz4_cannot_open_is_bad() -> None:
 def test_names_and_keys_come_from_content_and_context() -> None:
     assert derived_key("one", b"x") != derived_key("two", b"x")
     assert short(block_id(Kind.DATA, b"")) == "af1349b9f5f9"
+
+
+def test_a_large_cell_that_is_still_open_at_the_end_is_split_once_and_listed_where_that_could_fail() -> None:
+    rng = np.random.default_rng(1)
+    spread, crowded = side(random_set(rng, 20_000)), side(random_set(rng, 20_000, b"\x01\x02\x03\x04"))
+    top = Places(2, np.zeros(1, np.uint64))
+    assert spread._plan_last(top) == 2 + diff.LAST_SPLIT_BITS
+    assert crowded._plan_last(top) == 2, "no split parts what shares 32 bits"
+    small = Places(12, np.arange(4, dtype=np.uint64))
+    assert spread._plan_last(small) == 12, "a short list is cheaper"
+    spread._begin(lane=1)
+    assert spread._plan_last(top) == 2, "a second attempt takes no chances"

@@ -12,7 +12,7 @@ from replicator.api.schema import JobRequest, ProtectRequest, SyncRequest, Throt
 from replicator.catalog.catalog import EVERY_VOLUME
 from replicator.catalog.model import Snapshot, Volume
 from replicator.catalog.retention import parse_keep
-from replicator.core.errors import SourceError, UsageError
+from replicator.core.errors import UsageError
 from replicator.monitor.metrics import render_metrics
 from replicator.monitor.status import StatusSources, describe_job, node_status
 from replicator.net.pairing import INVITE_S, PairingCode, join
@@ -73,7 +73,11 @@ class NodeView:
         if code.inviter == self._parts.site_id:
             raise UsageError("This pairing code is this node's own.", hint="Use it on the other site.")
         welcome, reached = await join(
-            code, self._mesh.identity, name=self._parts.site_name, addresses=self._mesh.addresses
+            code,
+            self._mesh.identity,
+            name=self._parts.site_name,
+            addresses=self._mesh.addresses,
+            network=self._mesh.network,
         )
         addresses = list(dict.fromkeys([reached, *welcome.addresses]))
         peer = self._parts.catalog.peers.add(welcome.site_id, name=welcome.name, addresses=addresses)
@@ -94,7 +98,7 @@ class NodeView:
         path = Path(os.path.abspath(request.path))
         parse_keep(request.keep)
         peers = [parts.catalog.peers.find(name) for name in request.to]
-        found = _kind_of(path)
+        found = parts.sources.kind_at(path)
         kind = request.kind or found
         if kind not in ("tree", "image"):
             raise UsageError(f"{kind!r} is not a kind of volume.", hint="Kinds: tree, image.")
@@ -290,12 +294,3 @@ def _check_promise(request: ProtectRequest) -> None:
             )
     elif request.keep:
         raise UsageError("A keep rule belongs to a schedule.", hint="Say how often with --every.")
-
-
-def _kind_of(path: Path) -> str:
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        message = f"{path} cannot be protected: {error.strerror}."
-        raise SourceError(message, hint="Give a path on the node's machine.") from error
-    return "tree" if stat.S_ISDIR(mode) else "image"

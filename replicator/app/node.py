@@ -1,17 +1,16 @@
 """The composition root: every part of a node is made and joined here, and nowhere else.
 
 `open_node` gives an offline node: a store with its catalogue, for commands on a node that is
-down. `run_node` gives the living one: the mesh, the workers, the jobs and the API in one
-nursery, until it is told to stop.
+down. `LivingNode` is the living one: the mesh, the workers and the jobs in one nursery.
+`run_node` runs it as a process, with its API and its signals, until it is told to stop.
 """
 
 import os
 import signal
 import socket
-import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -20,157 +19,65 @@ from protocol.errors import ErrorCode
 from protocol.ids import SiteId
 from protocol.messages.blocks import WantBlocks
 from protocol.messages.repair import RepairBlocks
-from protocol.messages.session import PairJoin
 from protocol.messages.snapshots import ListSnapshots, OfferSnapshot, WantDiff
 from protocol.messages.summary import SummaryOpen
 from replicator import __version__
 from replicator.api.server import ApiServer
 from replicator.api.views import NodeView
-from replicator.app.config import NodeConfig, StateFolder, ingest_config, load_config, mesh_config, store_config
-from replicator.app.recovery import recover_snapshots
+from replicator.app.base import Base, open_base
+from replicator.app.config import StateFolder, mesh_config, store_config
+from replicator.app.peerbook import CataloguedPeers
 from replicator.app.upkeep import Collecting, Mending, Scrubbing
-from replicator.catalog.catalog import Catalog
 from replicator.catalog.model import Snapshot
-from replicator.catalog.records import verify_signature
-from replicator.core.errors import NotFound, Untrusted
-from replicator.core.files import write_durably
 from replicator.core.logging import get_logger
 from replicator.core.memory import keep_freed_memory
-from replicator.core.ports import Offload, SystemClock, SystemEntropy, ThreadOffload
 from replicator.core.units import parse_span
 from replicator.core.workers import Worker, WorkerRunner
-from replicator.jobs.history import JobHistory
 from replicator.jobs.kinds import job_kinds
 from replicator.jobs.parts import Parts
 from replicator.jobs.runner import JobRunner
 from replicator.jobs.scheduler import Scheduler
 from replicator.jobs.snapshot import prune_volume
 from replicator.monitor.status import StatusSources
-from replicator.net.identity import Identity
 from replicator.net.mesh import Mesh
+from replicator.net.ports import Listener
 from replicator.repair.ask import Healer
 from replicator.repair.guardian import Guardian
 from replicator.repair.reader import HealingReader
 from replicator.repair.scrub import Scrubber
-from replicator.store.collect import Collector
-from replicator.store.local import LocalStore
 from replicator.store.ports import Fault
 from replicator.sync.audit import Auditor
 from replicator.sync.receive import Receiver, ReceiverPorts
 from replicator.sync.serve import Server
 
 
-class CataloguedPeers:
-    """The mesh's `PeerBook`, from the catalogue. Kept in memory: it is asked at every handshake and dial."""
-
-    def __init__(self, catalog: Catalog, *, site_id: SiteId) -> None:
-        self._catalog = catalog
-        self._site_id = site_id
-
-    def peer_ids(self) -> Sequence[SiteId]:
-        return [peer.site_id for peer in self._catalog.peers.all()]
-
-    def invite_ids(self) -> Sequence[bytes]:
-        return self._catalog.peers.invites()
-
-    def addresses_of(self, site_id: SiteId) -> Sequence[str]:
-        try:
-            return self._catalog.peers.get(site_id).addresses
-        except NotFound:
-            return ()
-
-    def name_of(self, site_id: SiteId) -> str:
-        return self._catalog.peers.name_of(site_id)
-
-    def note_seen(self, site_id: SiteId) -> None:
-        self._catalog.peers.note_seen(site_id)
-
-    def note_incarnation(self, site_id: SiteId, incarnation: bytes) -> None:
-        if self._catalog.peers.note_incarnation(site_id, incarnation):
-            forgotten = self._catalog.forget_receipts(site_id)
-            get_logger().warning("peer.reborn", peer=self.name_of(site_id), receipts_forgotten=forgotten)
-
-    def admit(self, request: PairJoin, proof: bytes) -> ErrorCode:
-        try:
-            verify_signature(request.site_id, proof, request.proof)
-        except Untrusted:
-            return ErrorCode.FORBIDDEN
-        if request.site_id == self._site_id:
-            return ErrorCode.FORBIDDEN
-        verdict = self._catalog.peers.redeem(request.invite_id, request.secret, by=request.site_id)
-        if verdict is ErrorCode.OK:
-            self._catalog.peers.add(request.site_id, name=request.name[:63], addresses=request.addresses[:8])
-        return verdict
-
-
-@dataclass(frozen=True, slots=True)
-class _Base:
-    """What an offline node and a living one share."""
-
-    config: NodeConfig
-    state: StateFolder
-    identity: Identity
-    store: LocalStore
-    catalog: Catalog
-    offload: Offload
-
-
-_WHOLE = "catalogue.whole"
-"""Set once a catalogue has been checked against the store: a new one, and one that was lost, are not."""
-
-
-@contextmanager
-def _open_base(root: Path) -> Iterator[_Base]:
-    state = StateFolder(root)
-    config = load_config(state.config)
-    identity = Identity.load(state.identity)
-    clock = SystemClock()
-    store = LocalStore.open(state.store, store_config(config), clock=clock)
-    try:
-        catalog = Catalog(state.catalog, clock=clock)
-        try:
-            if catalog.fact(_WHOLE) is None:
-                recover_snapshots(store, catalog)
-                catalog.set_fact(_WHOLE, "yes")
-            state.memo.mkdir(exist_ok=True)
-            yield _Base(config, state, identity, store, catalog, ThreadOffload())
-        finally:
-            catalog.close()
-    finally:
-        store.close()
-
-
-def _parts(base: _Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts:
-    clock = SystemClock()
+def _parts(base: Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts:
+    store, catalog, offload, clock = base.store, base.catalog, base.offload, base.clock
     healer = None
     if mesh is not None:
-        healer = Healer(store=base.store, catalog=base.catalog, offload=base.offload, clock=clock, links=mesh.connected)
-    reader = HealingReader(base.store, offload=base.offload, healer=healer)
+        healer = Healer(
+            store=store, catalog=catalog, offload=offload, clock=clock, entropy=base.entropy, links=mesh.connected
+        )
+    reader = HealingReader(store, offload=offload, healer=healer)
+    heal = healer.heal if healer is not None else None
     return Parts(
-        store=base.store,
-        collector=Collector(base.store, clock=clock),
-        catalog=base.catalog,
+        store=store,
+        collector=base.collector,
+        catalog=catalog,
         reader=reader,
-        offload=base.offload,
+        offload=offload,
         clock=clock,
-        entropy=SystemEntropy(),
+        entropy=base.entropy,
         site_id=base.identity.site_id,
         site_name=base.config.name,
         sign=base.identity.sign,
-        scrubber=Scrubber(
-            store=base.store,
-            catalog=base.catalog,
-            reader=reader,
-            offload=base.offload,
-            heal=healer.heal if healer is not None else None,
-        ),
+        scrubber=Scrubber(store=store, catalog=catalog, reader=reader, offload=offload, heal=heal),
         healer=healer,
         mesh=mesh,
-        auditor=Auditor(
-            store=base.store, catalog=base.catalog, reader=reader, offload=base.offload, entropy=SystemEntropy()
-        ),
-        ingest=ingest_config(base.config),
-        memo_folder=base.state.memo,
+        auditor=Auditor(store=store, catalog=catalog, reader=reader, offload=offload, entropy=base.entropy),
+        ingest=base.ingest,
+        sources=base.sources,
+        memo_folder=base.memo_folder,
         grace_s=store_config(base.config).grace_s,
         wake_scheduler=wake,
     )
@@ -179,7 +86,7 @@ def _parts(base: _Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts
 @contextmanager
 def open_node(root: Path) -> Iterator[Parts]:
     """The parts of a node that is down. Raises `StoreLocked` if it is up, `ConfigError` if there is none."""
-    with _open_base(root) as base:
+    with open_base(StateFolder(root)) as base:
         yield _parts(base, mesh=None, wake=lambda: None)
 
 
@@ -189,52 +96,90 @@ async def run_node(root: Path, *, on_ready: Callable[[str, str], None]) -> None:
     Raises `ConfigError`, `StoreLocked`, and whatever else keeps it from starting.
     """
     keep_freed_memory()
-    with _open_base(root) as base:
-        await _Living(base).run(on_ready)
+    state = StateFolder(root)
+    with open_base(state) as base:
+        with LivingNode(base) as node:
+            await _run_process(node, ApiServer(node.view, socket_path=state.socket, http=base.config.http), on_ready)
+        get_logger().info("node.down", site=base.config.name)
 
 
-class _Living:
-    """A node in motion."""
+async def _run_process(node: "LivingNode", api: ApiServer, on_ready: Callable[[str, str], None]) -> None:
+    """What surrounds a node that is a process: its doors, its signals, and whoever supervises it."""
+    stop = trio.Event()
+    listener = await node.mesh.listen()
+    api.bind()
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_watch_signals, stop)
+            await nursery.start(node.serve, listener)
+            nursery.start_soon(partial(api.run, shutdown=stop.wait))
+            get_logger().info("node.up", site=node.parts.site_name, address=node.mesh.address)
+            notify_systemd("READY=1")
+            on_ready(node.mesh.address, api.http_address)
+            await stop.wait()
+            notify_systemd("STOPPING=1")
+            await node.say_goodbye()
+            nursery.cancel_scope.cancel()
+    finally:
+        api.close()
 
-    def __init__(self, base: _Base) -> None:
+
+async def _watch_signals(stop: trio.Event, *, task_status: trio.TaskStatus[None]) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            stop.set()
+            return
+
+
+class LivingNode:
+    """A node in motion: its mesh, its workers and its jobs. Closing it lets go of the table of jobs."""
+
+    def __init__(self, base: Base) -> None:
         self._base = base
-        self._stop = trio.Event()
         config, catalog = base.config, base.catalog
-        self._mesh = Mesh(
+        self.mesh = Mesh(
             mesh_config(config),
             identity=base.identity,
             name=config.name,
-            incarnation=_incarnation(base),
+            incarnation=base.incarnation,
             book=CataloguedPeers(catalog, site_id=base.identity.site_id),
-            monotonic=time.monotonic,
+            monotonic=base.monotonic,
+            network=base.network,
+            entropy=base.entropy,
         )
-        self._parts = parts = _parts(base, mesh=self._mesh, wake=self._wake_scheduler)
-        self._history = JobHistory(base.state.jobs, clock=parts.clock)
-        self._jobs = JobRunner(self._history, job_kinds(parts), clock=time.monotonic)
+        self.parts = parts = _parts(base, mesh=self.mesh, wake=self._wake_scheduler)
+        self.history = base.open_history()
+        self.jobs = JobRunner(self.history, job_kinds(parts), clock=base.monotonic)
         healer = parts.healer
         assert healer is not None
         workers: list[Worker] = [
-            Scheduler(catalog=catalog, jobs=self._jobs, clock=parts.clock),
+            Scheduler(catalog=catalog, jobs=self.jobs, clock=parts.clock),
             Scrubbing(parts.scrubber, parts.store, every_s=parse_span(config.scrub_every)),
-            Collecting(self._jobs, clock=parts.clock),
-            Mending(healer, parts.store, self._mesh.connected),
+            Collecting(self.jobs, clock=parts.clock),
+            Mending(healer, parts.store, self.mesh.connected),
         ]
-        self._workers = WorkerRunner(workers)
+        self.workers = WorkerRunner(workers)
         self._answer_peers()
         sources = StatusSources(
             parts=parts,
-            mesh=self._mesh,
-            jobs=self._jobs,
-            workers=self._workers,
+            mesh=self.mesh,
+            jobs=self.jobs,
+            workers=self.workers,
             started_ns=parts.clock.now_ns(),
             version=__version__,
         )
-        view = NodeView(sources, wake=self._wake_scheduler)
-        self._api = ApiServer(view, socket_path=base.state.socket, http=config.http)
+        self.view = NodeView(sources, wake=self._wake_scheduler)
+
+    def __enter__(self) -> "LivingNode":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.history.close()
 
     def _answer_peers(self) -> None:
         """Which questions of peers are answered, and by whom. What is not here is refused."""
-        parts, base = self._parts, self._base
+        parts, base = self.parts, self._base
         receiver = Receiver(
             ReceiverPorts(
                 store=parts.store,
@@ -251,7 +196,7 @@ class _Living:
             store=parts.store, catalog=parts.catalog, reader=parts.reader, offload=parts.offload, heal=self._heal
         )
         guardian = Guardian(store=parts.store, catalog=parts.catalog, offload=base.offload, clock=parts.clock)
-        self._mesh.handlers.update(
+        self.mesh.handlers.update(
             {
                 OfferSnapshot: receiver.offered,
                 WantDiff: server.want_diff,
@@ -263,75 +208,41 @@ class _Living:
         )
 
     async def _heal(self, faults: Sequence[Fault]) -> None:
-        assert self._parts.healer is not None
-        await self._parts.healer.heal(faults)
+        assert self.parts.healer is not None
+        await self.parts.healer.heal(faults)
 
     def _received(self, snapshot: Snapshot, peer: SiteId) -> None:
         """A snapshot has become ours: let onward syncs start, and our own keep rule look at it."""
         del peer
-        prune_volume(self._parts, self._parts.catalog.volume(snapshot.record.volume_id))
+        prune_volume(self.parts, self.parts.catalog.volume(snapshot.record.volume_id))
         self._wake_scheduler()
 
     def _wake_scheduler(self) -> None:
-        self._workers.wake("scheduler")
+        self.workers.wake("scheduler")
 
-    async def run(self, on_ready: Callable[[str, str], None]) -> None:
-        listeners = await self._mesh.listen()
-        self._api.bind()
+    async def serve(self, listener: Listener, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take up what was left unfinished, then work, answer and dial until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._watch_signals)
                 started = trio.Event()
-                nursery.start_soon(self._run_jobs, started)
+                nursery.start_soon(self.run_jobs, started)
                 await started.wait()
-                assert self._parts.healer is not None
-                await self._parts.healer.finish_audit()
-                nursery.start_soon(self._workers.run)
-                nursery.start_soon(self._mesh.run, listeners)
-                nursery.start_soon(self._serve_api)
-                get_logger().info("node.up", site=self._base.config.name, address=self._mesh.address)
-                notify_systemd("READY=1")
-                on_ready(self._mesh.address, self._api.http_address)
-                await self._stop.wait()
-                notify_systemd("STOPPING=1")
-                self._say_goodbye()
-                await trio.sleep(0.1)
-                nursery.cancel_scope.cancel()
+                assert self.parts.healer is not None
+                await self.parts.healer.finish_audit()
+                nursery.start_soon(self.workers.run)
+                nursery.start_soon(self.mesh.run, listener)
+                task_status.started()
         finally:
-            self._api.close()
-            self._history.close()
-        get_logger().info("node.down", site=self._base.config.name)
+            listener.close()
 
-    async def _run_jobs(self, started: trio.Event) -> None:
-        await self._jobs.run(started=started)
+    async def run_jobs(self, started: trio.Event) -> None:
+        await self.jobs.run(started=started)
 
-    async def _serve_api(self) -> None:
-        stop: Callable[[], Awaitable[None]] = self._stop.wait
-        await self._api.run(shutdown=stop)
-
-    def _say_goodbye(self) -> None:
-        for link in self._mesh.connected():
+    async def say_goodbye(self) -> None:
+        """Tell the peers that this is no accident, and give it a moment to reach them."""
+        for link in self.mesh.connected():
             link.close(ErrorCode.STOPPING, "this node is stopping")
-
-    async def _watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            task_status.started()
-            async for _ in signals:
-                self._stop.set()
-                return
-
-
-def _incarnation(base: _Base) -> bytes:
-    """16 random bytes that are renewed whenever this site may have lost state: here, when the file is lost."""
-    path = base.state.incarnation
-    try:
-        kept = path.read_bytes()
-    except FileNotFoundError:
-        kept = b""
-    if len(kept) != 16:
-        kept = SystemEntropy().token(16)
-        write_durably(path, kept)
-    return kept
+        await trio.sleep(0.1)
 
 
 def notify_systemd(state: str) -> None:

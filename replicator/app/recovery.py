@@ -8,16 +8,17 @@ What was deleted and not yet collected comes back too: it is better to delete tw
 lose once. Peers, schedules and receipts are not in the store; they have to be made again.
 """
 
-from protocol.wire.hashing import Kind
+from collections.abc import Sequence
+
+from protocol.ids import BlockId
 from replicator.catalog.catalog import Catalog
 from replicator.core.errors import ReplicatorError
 from replicator.core.logging import get_logger
-from replicator.store.local import LocalStore
+from replicator.store.ports import BlockStore
 
 
-def recover_snapshots(store: LocalStore, catalog: Catalog) -> int:
-    """Enter every snapshot whose record is among the blocks. Returns how many. Safe to repeat."""
-    names = store.ledger.of_kind(Kind.RECORD)
+def recover_snapshots(store: BlockStore, catalog: Catalog, names: Sequence[BlockId]) -> int:
+    """Enter every snapshot whose record is among the blocks `names`. Returns how many. Safe to repeat."""
     if not names:
         return 0
     log = get_logger()

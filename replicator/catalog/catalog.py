@@ -15,7 +15,7 @@ from replicator.catalog.database import MIGRATIONS
 from replicator.catalog.model import Expectation, Protection, RepairLine, SiteSync, Snapshot, Volume
 from replicator.catalog.peers import Peers
 from replicator.catalog.records import SnapshotRecord, open_record
-from replicator.core.database import Database
+from replicator.core.database import Database, OpenDatabase
 from replicator.core.errors import CatalogError, Held, NotFound, Untrusted, UsageError
 from replicator.core.ports import WallClock
 
@@ -25,10 +25,10 @@ _EVERY_MOST_S: Final = 100 * 365 * 86_400
 """A peer may promise anything; a century is as good as never, and is a number that can be kept."""
 
 
-def _open(path: Path) -> Database:
+def _open(path: Path, open_database: OpenDatabase) -> Database:
     """Raises `CatalogError` for a damaged file: half a catalogue would look like deleted snapshots."""
     try:
-        database = Database(path, MIGRATIONS)
+        database = open_database(path, MIGRATIONS)
         found = database.read().execute("PRAGMA quick_check(1)").fetchone()[0]
         if found == "ok":
             return database
@@ -44,8 +44,8 @@ def _open(path: Path) -> Database:
 class Catalog:
     """Opened once a node."""
 
-    def __init__(self, path: Path, *, clock: WallClock) -> None:
-        self.db = _open(path)
+    def __init__(self, path: Path, *, clock: WallClock, open_database: OpenDatabase = Database) -> None:
+        self.db = _open(path, open_database)
         self._clock = clock
         self.peers = Peers(self.db, clock=clock)
         self._records: dict[bytes, SnapshotRecord] = {}

@@ -10,6 +10,7 @@ from replicator.catalog.catalog import Catalog
 from replicator.catalog.records import Signer
 from replicator.core.ports import Entropy, Offload, WallClock
 from replicator.ingest.config import IngestConfig
+from replicator.ingest.sources import Sources
 from replicator.net.mesh import Mesh
 from replicator.repair.ask import Healer
 from replicator.repair.scrub import Scrubber
@@ -37,6 +38,8 @@ class Parts:
     mesh: Mesh | None
     auditor: Auditor
     ingest: IngestConfig
-    memo_folder: Path
+    sources: Sources
+    memo_folder: Path | None
+    """None where nothing can be remembered: then every file is read each time."""
     grace_s: float
     wake_scheduler: Callable[[], None]

@@ -9,6 +9,7 @@ from protocol.messages.registry import encode
 from protocol.messages.snapshots import SyncProgress
 from replicator.catalog.model import SiteSync, Snapshot
 from replicator.core.errors import NotFound, PeerError, ReplicatorError, UsageError
+from replicator.core.ports import fraction
 from replicator.core.units import format_size
 from replicator.jobs.parts import Parts
 from replicator.jobs.runner import JobContext
@@ -36,7 +37,7 @@ class SyncJobs:
         try:
             return await self._send_pending(sync, context)
         except ReplicatorError as error:
-            again = next_try_ns(parts.clock.now_ns(), sync.failures)
+            again = next_try_ns(parts.clock.now_ns(), sync.failures, jitter=fraction(parts.entropy))
             parts.catalog.note_sync_result(sync.sync_id, error=str(error), next_try_ns=again)
             raise
 

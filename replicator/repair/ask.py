@@ -9,7 +9,6 @@ turned around, so that a peer that was slow once gets another chance. Three lies
 is not asked for ten minutes.
 """
 
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from replicator.catalog.catalog import Catalog
 from replicator.catalog.model import RepairLine
 from replicator.core.errors import PeerError
 from replicator.core.logging import get_logger
-from replicator.core.ports import Offload, WallClock
+from replicator.core.ports import Entropy, Offload, WallClock, fraction
 from replicator.net.link import Link, Stream
 from replicator.store.ports import BlockStore, Fault, SealedBlock
 
@@ -68,12 +67,14 @@ class Healer:
         catalog: Catalog,
         offload: Offload,
         clock: WallClock,
+        entropy: Entropy,
         links: Callable[[], Sequence[Link]],
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._offload = offload
         self._clock = clock
+        self._entropy = entropy
         self._links = links
         self._standing: dict[SiteId, _Standing] = {}
         self._lock = trio.Lock()
@@ -125,7 +126,7 @@ class Healer:
         now = trio.current_time()
         links = [link for link in self._links() if self._of(link).banished_until <= now]
         links.sort(key=lambda link: self._of(link).answered_s)
-        if random.random() < 0.1:
+        if fraction(self._entropy) < 0.1:
             links.reverse()
         return links
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.ids import SiteId, SnapshotId, VolumeId
+from protocol.wire.hashing import Kind
 from replicator.app.recovery import recover_snapshots
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.manifest.nodes import EMPTY_ROOTS, Shape
@@ -35,8 +36,10 @@ def test_snapshots_are_found_again_in_the_store_when_the_catalogue_is_lost(tmp_p
             catalog.add_snapshot(signed_record(2), names[1])
         with closing(Catalog(tmp_path / "new.sqlite", clock=SystemClock())) as catalog:
             assert catalog.snapshots() == []
-            assert recover_snapshots(store, catalog) == 3
-            assert recover_snapshots(store, catalog) == 3, "a recovery that was cut is simply made again"
+            assert recover_snapshots(store, catalog, store.ledger.of_kind(Kind.RECORD)) == 3
+            assert recover_snapshots(store, catalog, store.ledger.of_kind(Kind.RECORD)) == 3, (
+                "a recovery that was cut is simply made again"
+            )
             assert {one.record.sequence for one in catalog.snapshots()} == {1, 2, 3}
             assert {one.record_block for one in catalog.snapshots()} == set(names)
 

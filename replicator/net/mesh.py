@@ -288,7 +288,7 @@ class Mesh:
         while site in self._book.peer_ids():
             if self._links.get(site):
                 pause = _DIAL_FIRST_S
-                await trio.sleep(0.2)
+                await self._changed.wait()
                 continue
             for address in self._book.addresses_of(site):
                 if await self._dial(site, address):

@@ -96,13 +96,13 @@ class MemoryCollector(Collector):
     def finish(self, mark: Mark, marks: Marks, *, grace_s: float, dry_run: bool) -> Collected:
         disk, now_ns = self._memory.machine_disk, self._clock.now_ns()
         revived = [block for block in disk.condemned if _is_marked(marks, block)]
-        ripe = [
+        before_ns = now_ns - int(grace_s * 1e9)
+        old = [
             block
             for block, (epoch, at_ns) in disk.condemned.items()
-            if epoch < mark.oldest_writer_epoch
-            and at_ns <= now_ns - int(grace_s * 1e9)
-            and not _is_marked(marks, block)
+            if epoch < mark.oldest_writer_epoch and at_ns <= before_ns
         ]
+        ripe = [block for block in old if not _is_marked(marks, block)]
         swept = sum(disk._rows[block].place.length for block in ripe if block in disk._rows)
         if not dry_run:
             self._memory._power.step()

@@ -257,15 +257,23 @@ class Mesh:
         except StoreError as error:
             get_logger().warning("peer.not_noted", error=str(error))
 
+    def _note_incarnation(self, link: Link) -> None:
+        """Said again every half minute, so that a disk which was full for a while is told in the end."""
+        if link.peer_hello is None:
+            return
+        try:
+            self._book.note_incarnation(link.peer, link.peer_hello.incarnation)
+        except StoreError as error:
+            get_logger().warning("peer.not_noted", error=str(error))
+
     async def _announce(self, link: Link) -> None:
         await link.ready.wait()
-        if link.peer_hello is not None:
-            self._book.note_incarnation(link.peer, link.peer_hello.incarnation)
         if not link.is_open:
             return
         self.dial_errors.pop(link.peer, None)
         self._notify()
         while True:
+            self._note_incarnation(link)
             self._note_seen(link.peer)
             await trio.sleep(30)
 

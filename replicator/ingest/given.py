@@ -1,8 +1,8 @@
 """Sources that a program holds in memory: what is cut and stored is the same, only the reading is left out.
 
-Equal content gives equal roots, whether it came from a disk or from here: the pieces are cut by
-the same cutter and the entries say the same of them. What only a file system knows (owners,
-links between files, devices) is not given, and a program that needs it protects a folder.
+The pieces are cut by the same cutter, so content that also lies on a disk shares its blocks, and
+an image has the same root. What only a file system knows (links between files, devices) is not
+given, and everything belongs to user and group 0: a program that needs more protects a folder.
 """
 
 import stat

@@ -5,7 +5,8 @@ that backs up, replicates, corrupts and repairs here meets the product, and take
 `docs/testing.md` begins with an example.
 """
 
+from replicator.testing.determinism import run_in_virtual_time
 from replicator.testing.mesh import MemoryMesh
 from replicator.testing.site import MemorySite
 
-__all__ = ["MemoryMesh", "MemorySite"]
+__all__ = ["MemoryMesh", "MemorySite", "run_in_virtual_time"]

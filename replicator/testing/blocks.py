@@ -28,6 +28,11 @@ class MachineDisk(MemoryDisk):
         """Everything that is stored, in the order of the ids."""
         return list(self._rows)
 
+    def sealed(self, block: BlockId) -> bytes | None:
+        """The bytes of a block as they lie, whatever has become of them."""
+        row = self._rows.get(block)
+        return None if row is None else row.sealed
+
     def kind(self, block: BlockId) -> int:
         return self._rows[block].header.kind
 

@@ -1,6 +1,8 @@
 """A mesh of memory sites, to be used in a test's `async with`."""
 
 import random
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any
 
@@ -23,22 +25,30 @@ class MemoryMesh:
     Works on Trio's own clock; with `trio.testing.MockClock(autojump_threshold=0)` hours pass in moments.
     """
 
-    def __init__(self, seed: int = 0, *, ingest: IngestConfig | None = None) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        ingest: IngestConfig | None = None,
+        pause_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.chance = random.Random(seed)
         self.network = MemoryNetwork(random.Random(self.chance.random()))
         self.sites: dict[str, MemorySite] = {}
         self._ingest = ingest or IngestConfig()
-        self._manager = trio.open_nursery()
+        self._pause_s = pause_s
+        self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery | None = None
 
     async def __aenter__(self) -> "MemoryMesh":
+        self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        assert self._nursery is not None
+        assert self._nursery is not None and self._manager is not None
         self._nursery.cancel_scope.cancel()
         try:
             return await self._manager.__aexit__(kind, error, trace)
@@ -55,7 +65,7 @@ class MemoryMesh:
             network=self.network,
             chance=chance,
             monotonic=trio.lowlevel.current_clock().current_time,
-            pause_s=lambda: 0.0,
+            pause_s=self._pause_s,
             settings=settings,
             ingest=self._ingest,
         )

@@ -59,6 +59,9 @@ class MemoryNetwork:
         """The conditions from one machine to another: change them at any time."""
         return self._paths.setdefault((source, target), Path())
 
+    def paths(self) -> list[Path]:
+        return list(self._paths.values())
+
     def changed(self) -> None:
         """Conditions have changed: whoever waits looks again."""
         for line in self._lines:

@@ -4,7 +4,7 @@ A simulation that finds nothing may be a good product or a blind simulation. Eac
 one guard away, as a careless change would, and says within how many seeds that has to show.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -90,10 +90,14 @@ class Control:
     """Within so many worlds it has to show."""
     faults: Faults | None = None
     """What goes wrong in them; None for whatever the seeds say."""
+    deeds: Mapping[str, int] | None = None
+    """What is done in them, by weight; None for the usual mixture."""
 
 
 _CRASHES: Final = Faults(crashes=1, crashes_at_steps=3)
 _CARELESS: Final = Faults(deletes=3)
+_TIDY: Final = {"change": 20, "snapshot": 20, "collect": 25, "collect_all": 15}
+"""Much that is taken, and let go again, at the same time."""
 CONTROLS: Final[dict[str, Control]] = {
     "a commit that does not flush": Control(lambda: [patch.object(MachineStore, "commit", _nothing)], 10, _CRASHES),
     "acknowledged before the commit": Control(
@@ -104,10 +108,13 @@ CONTROLS: Final[dict[str, Control]] = {
         20,
     ),
     "a sentence that is not lifted": Control(
-        lambda: [patch.object(MachineStore, "have", _have_without_lifting)], 60, _CARELESS
+        lambda: [patch.object(MachineStore, "have", _have_without_lifting)], 60, Faults(deletes=3, clogs=3), _TIDY
     ),
     "a collection that waits for no writer": Control(
-        lambda: [patch.object(Leases, "oldest_epoch", lambda self: self.epoch + 1)], 60, _CARELESS
+        lambda: [patch.object(Leases, "oldest_epoch", lambda self: self.epoch + 1)],
+        60,
+        Faults(deletes=3, clogs=3),
+        _TIDY,
     ),
     "a mark that misses the newest snapshot": Control(
         lambda: [patch.object(CareJobs, "_mark", _mark_all_but_the_newest)], 10, Faults()
@@ -151,10 +158,10 @@ def broken(name: str) -> Iterator[None]:
 
 def seeds_until_found(name: str, *, first: int = 1) -> tuple[int, Outcome | None]:
     """How many worlds it takes until the missing guard shows, and the world that shows it; None if none does."""
-    seeds_max, faults = CONTROLS[name].seeds_max, CONTROLS[name].faults
+    control = CONTROLS[name]
     with broken(name):
-        for count in range(1, seeds_max + 1):
-            outcome = run_plan(make_plan(first + count - 1, faults=faults))
+        for count in range(1, control.seeds_max + 1):
+            outcome = run_plan(make_plan(first + count - 1, faults=control.faults, deeds=control.deeds))
             if outcome.problem:
                 return count, outcome
-    return seeds_max, None
+    return control.seeds_max, None

@@ -7,6 +7,7 @@ nothing about the others.
 """
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
@@ -118,8 +119,9 @@ _FAULT_VERBS: Final = {
 }  # fmt: skip
 
 
-def make_plan(seed: int, *, faults: Faults | None = None) -> Plan:
-    """The world of a seed."""
+def make_plan(seed: int, *, faults: Faults | None = None, deeds: Mapping[str, int] | None = None) -> Plan:
+    """The world of a seed; `faults` and `deeds` (by weight) replace what it would draw."""
+    weights = deeds or _DEEDS
     chance = random.Random(f"plan {seed}")
     sites = chance.choice((3, 3, 3, 4, 4, 5, 6, 7))
     pairs = _pairs(sites, chance)
@@ -131,7 +133,7 @@ def make_plan(seed: int, *, faults: Faults | None = None) -> Plan:
     steps: list[Step] = []
     for number in range(rounds):
         count = chance.randint(15, 35)
-        verbs = chance.choices(list(_DEEDS), weights=list(_DEEDS.values()), k=count)
+        verbs = chance.choices(list(weights), weights=list(weights.values()), k=count)
         for name, verb in _FAULT_VERBS.items():
             verbs += [verb] * getattr(faults or drawn, name)
         steps += [_step(number, verb, sites, chance) for verb in verbs]

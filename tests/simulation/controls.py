@@ -96,6 +96,7 @@ class Control:
 
 _CRASHES: Final = Faults(crashes=1, crashes_at_steps=3)
 _CARELESS: Final = Faults(deletes=3)
+_HOLDING: Final = {"snapshot": 10, "hold": 30}
 _TIDY: Final = {"change": 20, "snapshot": 20, "collect": 25, "collect_all": 15}
 """Much that is taken, and let go again, at the same time."""
 CONTROLS: Final[dict[str, Control]] = {
@@ -120,7 +121,7 @@ CONTROLS: Final[dict[str, Control]] = {
         lambda: [patch.object(CareJobs, "_mark", _mark_all_but_the_newest)], 10, Faults()
     ),
     "a delete that looks at no hold": Control(
-        lambda: [patch.object(Catalog, "delete_snapshots", _delete_whatever)], 20, _CARELESS
+        lambda: [patch.object(Catalog, "delete_snapshots", _delete_whatever)], 20, _CARELESS, _HOLDING
     ),
     "a keep rule that looks at no hold": Control(
         lambda: [
@@ -129,6 +130,7 @@ CONTROLS: Final[dict[str, Control]] = {
         ],
         20,
         Faults(),
+        _HOLDING,
     ),
     "a bandwidth rule that counts nothing": Control(
         lambda: [patch.object(TokenBucket, "take", _nothing)], 10, Faults()

@@ -224,3 +224,22 @@ def test_a_sender_waits_while_nobody_reads() -> None:
             await here.send([b"there is room again"])
 
     run_in_virtual_time(main, seed=1)
+
+
+def test_a_site_that_changes_its_key_goes_on_under_the_new_one_and_its_peer_knows_it() -> None:
+    async def main() -> tuple[bytes, bytes, set[bytes]]:
+        async with MemoryMesh(seed=9) as mesh:
+            home, cabin = await mesh.add("home"), await mesh.add("cabin")
+            await mesh.pair(home, cabin)
+            before = home.machine.identity.site_id
+            home.sources["/data"] = {"a": b"1" * 5000}
+            volume = home.protect("/data", to=["cabin"])
+            await home.wait_held(await home.snapshot(volume), by=cabin)
+            home.view.mesh.rotate_key(3600.0)
+            await trio.sleep(4000)
+            await home.wait_held(await home.snapshot(volume), by=cabin)
+            return before, home.machine.identity.site_id, {one.site_id for one in cabin.catalog.peers.all()}
+
+    before, after, known = run_in_virtual_time(main, seed=3)
+    assert after != before
+    assert known == {after}

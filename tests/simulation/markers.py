@@ -19,6 +19,7 @@ SOMETIMES: Final[dict[str, str]] = {
     "received from a base": "a difference",
     "received without a block": "the receiver had all of it",
     "passed on": "a copy went on to a third site",
+    "pulled": "a sync that fetched",
     "offered again": "the receiver had the snapshot, and signed once more",
     "sync failed": "a sync job ended with an error",
     "sync after a failure": "and later one succeeded",

@@ -39,6 +39,10 @@ def read_history(world: World) -> None:
             elif row.state == "done" and row.result is not None:
                 if row.result["sent"] and name in failed:
                     world.sometimes("sync after a failure")
+                if row.result["direction"] == "pull":
+                    if row.result["sent"]:
+                        world.sometimes("pulled")
+                    continue
                 for sent in row.result["sent"]:
                     if not sent["round_trips"]:
                         world.sometimes("offered again")

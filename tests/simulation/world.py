@@ -218,8 +218,11 @@ class World:
             every_s = volume.every_s if lively or not volume.every_s else 10_000_000.0
             site.protect(volume.path, every_s=every_s, keep=str(volume.keep) if volume.keep and every_s else "", to=to)
         for source, target in self.plan.onward:
-            if f"site-{source}" == site.name and f"site-{target}" in known:
-                site.view.syncs.add(SyncRequest(to=f"site-{target}"))
+            # Half of these are pushed, half are pulled.
+            here, there = (source, target) if (source + target) % 2 else (target, source)
+            if f"site-{here}" == site.name and f"site-{there}" in known:
+                pushes = here == source
+                site.view.syncs.add(SyncRequest(to=f"site-{there}") if pushes else SyncRequest(source=f"site-{there}"))
 
     async def _live(self, number: int) -> None:
         self.is_lively = True

@@ -231,9 +231,11 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
 
         Raises `NotFound`, `Held`; then none of them is deleted.
         """
-        for snapshot_id in ids:
-            if reason := self.snapshot(snapshot_id).held:
-                raise Held(f"Snapshot {snapshot_id.hex()[:12]} is held: {reason}.", hint="Release it first.")
+        gone = [self.snapshot(snapshot_id) for snapshot_id in ids]
+        for one in gone:
+            if one.held:
+                name = one.snapshot_id.hex()[:12]
+                raise Held(f"Snapshot {name} is held: {one.held}.", hint="Release it first.")
         now = self._clock.now_ns()
         with self.db.write() as connection:
             for sql in (
@@ -244,7 +246,8 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
             ):
                 connection.executemany(sql, [(now, one) for one in ids])
             connection.executemany("DELETE FROM snapshots WHERE snapshot_id = ?", [(one,) for one in ids])
-        self._records.clear()
+        for one in gone:  # The others need not be checked again.
+            self._records.pop(one.signed, None)
 
     def hold(self, snapshot_id: bytes, reason: str) -> None:
         """Keep a snapshot from being removed; an empty reason lets go."""

@@ -32,7 +32,7 @@ from replicator.api.schema import (
 from replicator.api.views import NodeView
 from replicator.core.errors import ConfigError, ReplicatorError
 from replicator.core.logging import get_logger
-from replicator.net.pairing import split_address
+from replicator.net.address import split_address
 
 _HTTP_STATUS: Final = {64: 400, 66: 404, 73: 507, 75: 409, 77: 403}
 

@@ -13,7 +13,7 @@ from replicator.api.schema import DeletionRequest, JobRequest, ProtectRequest
 from replicator.api.sync_views import SyncViews
 from replicator.catalog.model import Snapshot, Volume
 from replicator.catalog.retention import parse_keep
-from replicator.core.errors import SourceError, UsageError
+from replicator.core.errors import UsageError
 from replicator.core.paths import read_path
 from replicator.jobs.collection import switch_deletion
 from replicator.jobs.snapshot import plan_pruning
@@ -78,7 +78,11 @@ class NodeView:
         if code.inviter == self._parts.site_id:
             raise UsageError("This pairing code is this node's own.", hint="Use it on the other site.")
         welcome, reached = await join(
-            code, self._mesh.identity, name=self._parts.site_name, addresses=self._mesh.addresses
+            code,
+            self._mesh.identity,
+            name=self._parts.site_name,
+            addresses=self._mesh.addresses,
+            network=self._mesh.network,
         )
         addresses = list(dict.fromkeys([reached, *welcome.addresses]))
         peer = self._parts.catalog.peers.add(welcome.site_id, name=welcome.name, addresses=addresses)
@@ -99,7 +103,7 @@ class NodeView:
         path = self._source(request.path)
         parse_keep(request.keep)
         peers = [parts.catalog.peers.find(name) for name in request.to]
-        found = _kind_of(path)
+        found = parts.sources.kind_at(path)
         kind = request.kind or found
         if kind not in ("tree", "image"):
             raise UsageError(f"{kind!r} is not a kind of volume.", hint="Kinds: tree, image.")
@@ -136,9 +140,10 @@ class NodeView:
     def _source(self, text: str) -> Path:
         """Raises `UsageError` for what can never be a source."""
         path = _path_of(text)
-        if path.resolve().is_relative_to(own := self._parts.memo_folder.parent.resolve()):
+        own = self._parts.own_folder
+        if own is not None and path.resolve().is_relative_to(own.resolve()):
             raise UsageError(
-                f"{path} is in the node's own folder, {own}: storing it would store its key.",
+                f"{path} is in the node's own folder, {own.resolve()}: storing it would store its key.",
                 hint="Keep a copy of `identity.key` and `config.toml` elsewhere, by hand.",
             )
         return path
@@ -304,22 +309,6 @@ def _check_promise(request: ProtectRequest) -> None:
             )
     elif request.keep:
         raise UsageError("A keep rule belongs to a schedule.", hint="Say how often with --every.")
-
-
-def _kind_of(path: Path) -> str:
-    """Raises `SourceError` for what is not there, and for what has no end: a pipe, a socket, a terminal."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise SourceError(f"{path} cannot be protected: {why}.", hint="Give a path on the node's machine.") from error
-    if stat.S_ISDIR(mode):
-        return "tree"
-    if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
-        return "image"
-    raise SourceError(
-        f"{path} is neither a folder, a file nor a block device.", hint="Protect the folder that it is in."
-    )
 
 
 def _bytes_of(text: str) -> bytes:

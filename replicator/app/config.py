@@ -14,8 +14,8 @@ import msgspec
 from replicator.core.errors import ConfigError, UsageError
 from replicator.core.units import parse_rate, parse_size, parse_span
 from replicator.ingest.config import IngestConfig
+from replicator.net.address import split_address
 from replicator.net.mesh import MeshConfig
-from replicator.net.pairing import split_address
 from replicator.repair.pace import ScrubPromise
 from replicator.store.config import StoreConfig
 

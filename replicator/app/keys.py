@@ -9,7 +9,7 @@ was doing carries on, as after any restart.
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from protocol.ids import SiteId
 from replicator.app.config import StateFolder
@@ -28,48 +28,95 @@ _SWITCH: Final = "new_key.switch_ns"
 _LOOK_S: Final = 1.0
 
 
-def rotate(state: StateFolder, neighbours: Neighbours, catalog: Catalog, *, overlap_s: float, now_ns: int) -> None:
+class KeyPlace(Protocol):
+    """Where a site keeps its key, the next one, and what it has stated about its keys."""
+
+    def load(self) -> Identity:
+        """The key of this site."""
+        ...
+
+    def generate(self) -> Identity: ...
+
+    def keep_next(self, fresh: Identity) -> None:
+        """Durably, beside the one that is in use."""
+        ...
+
+    def has_next(self) -> bool: ...
+
+    def move_up(self) -> None:
+        """Let the next key take the place of the one in use: at once, or not at all."""
+        ...
+
+    def remember(self, one: Succession) -> None:
+        """Beside the key as well: without it a lost catalogue could not tell that older records are this site's own."""
+        ...
+
+    def remembered(self) -> list[Succession]:
+        """Raises `ConfigError` if what is written down cannot be read."""
+        ...
+
+
+class KeyFolder:
+    """`KeyPlace` in a state folder."""
+
+    def __init__(self, state: StateFolder) -> None:
+        self._state = state
+
+    def load(self) -> Identity:
+        return Identity.load(self._state.identity)
+
+    def generate(self) -> Identity:
+        return Identity.generate()
+
+    def keep_next(self, fresh: Identity) -> None:
+        fresh.save(self._state.next_identity)
+
+    def has_next(self) -> bool:
+        return self._state.next_identity.exists()
+
+    def move_up(self) -> None:
+        self._state.next_identity.replace(self._state.identity)
+        sync_directory(self._state.identity.parent)
+
+    def remember(self, one: Succession) -> None:
+        parts = [one.old.hex(), one.new.hex(), one.until_ns, one.sequence_max, one.by_old.hex(), one.by_new.hex()]
+        path = self._state.key_history
+        before = path.read_bytes() if path.exists() else b""
+        write_durably(path, before + json.dumps(parts).encode() + b"\n")
+
+    def remembered(self) -> list[Succession]:
+        path = self._state.key_history
+        if not path.exists():
+            return []
+        try:
+            return [_succession(*json.loads(line)) for line in path.read_text().splitlines()]
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}.", hint="Restore it from a copy.") from error
+
+
+def _succession(old: str, new: str, until_ns: int, sequence_max: int, by_old: str, by_new: str) -> Succession:
+    sites = SiteId(bytes.fromhex(old)), SiteId(bytes.fromhex(new))
+    return Succession(*sites, until_ns, sequence_max, bytes.fromhex(by_old), bytes.fromhex(by_new))
+
+
+def rotate(keys: KeyPlace, neighbours: Neighbours, catalog: Catalog, *, overlap_s: float, now_ns: int) -> None:
     """Make a new key and begin to tell of it. Raises `UsageError`."""
-    fresh = Identity.generate()
+    fresh = keys.generate()
     # The file comes before the statement: a statement without its key would be an end without a successor.
-    one = neighbours.plan_new_key(
-        fresh.site_id, fresh.sign, overlap_s=overlap_s, keep=lambda: fresh.save(state.next_identity)
-    )
-    remember_succession(state, one)
+    one = neighbours.plan_new_key(fresh.site_id, fresh.sign, overlap_s=overlap_s, keep=lambda: keys.keep_next(fresh))
+    keys.remember(one)
     catalog.set_fact(_SWITCH, str(now_ns + int(overlap_s * 1e9 / 2)))
     get_logger().info("key.rotating", old=one.old.hex()[:12], new=one.new.hex()[:12], overlap_s=overlap_s)
 
 
-def remember_succession(state: StateFolder, one: Succession) -> None:
-    """Beside the key as well: without it a lost catalogue could not tell that older records are this site's own."""
-    parts = [one.old.hex(), one.new.hex(), one.until_ns, one.sequence_max, one.by_old.hex(), one.by_new.hex()]
-    before = state.key_history.read_bytes() if state.key_history.exists() else b""
-    write_durably(state.key_history, before + json.dumps(parts).encode() + b"\n")
-
-
-def recall_successions(state: StateFolder, catalog: Catalog) -> None:
+def recall_successions(keys: KeyPlace, catalog: Catalog) -> None:
     """Enter what is written down beside the key. Raises `ConfigError` if that cannot be read."""
-    if not state.key_history.exists():
-        return
-    try:
-        until_ns = 0
-        for line in state.key_history.read_text().splitlines():
-            old, new, until_ns, sequence_max, by_old, by_new = json.loads(line)
-            catalog.add_succession(
-                Succession(
-                    SiteId(bytes.fromhex(old)),
-                    SiteId(bytes.fromhex(new)),
-                    until_ns,
-                    sequence_max,
-                    bytes.fromhex(by_old),
-                    bytes.fromhex(by_new),
-                )
-            )
-        if state.next_identity.exists():
-            # The catalogue knew when; without it the end of the overlap is soon enough, and never too late.
-            catalog.set_fact(_SWITCH, str(until_ns - 10**9))
-    except ValueError as error:
-        raise ConfigError(f"{state.key_history} cannot be read: {error}.", hint="Restore it from a copy.") from error
+    known = keys.remembered()
+    for one in known:
+        catalog.add_succession(one)
+    if known and keys.has_next():
+        # The catalogue knew when; without it the end of the overlap is soon enough, and never too late.
+        catalog.set_fact(_SWITCH, str(known[-1].until_ns - 10**9))
 
 
 def describe_keys(
@@ -95,17 +142,18 @@ def is_time(catalog: Catalog, *, now_ns: int) -> bool:
     return bool(switch) and now_ns >= int(switch or 0)
 
 
-def adopt_next_key(state: StateFolder, catalog: Catalog, *, now_ns: int) -> None:
+def adopt_next_key(keys: KeyPlace, catalog: Catalog, *, now_ns: int) -> Identity:
     """At a start: take the new key if its time has come. Safe to be cut at any point, and to repeat."""
-    if is_time(catalog, now_ns=now_ns) and state.next_identity.exists():
-        state.next_identity.replace(state.identity)
-        sync_directory(state.identity.parent)
-    current = Identity.load(state.identity).site_id
+    if is_time(catalog, now_ns=now_ns) and keys.has_next():
+        keys.move_up()
+    identity = keys.load()
+    current = identity.site_id
     for one in catalog.successions():
         if one.new == current:
             catalog.rename_site(one.old, one.new)
             if catalog.fact(_SWITCH):
                 catalog.set_fact(_SWITCH, "")
+    return identity
 
 
 class KeyKeeping:

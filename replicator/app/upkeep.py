@@ -116,6 +116,7 @@ class Mending:
 
     async def step(self) -> Outcome:
         """Ask soon when a peer has come back, and ever more rarely while nobody can help."""
+        self._healer.end_owed_lines()
         broken = self._store.broken()
         peers = frozenset(link.peer for link in self._links())
         is_due = bool(peers - self._asked) or trio.current_time() >= self._next_at

@@ -21,15 +21,15 @@ from replicator.catalog.repairs import RepairLines
 from replicator.catalog.rules import Rules
 from replicator.catalog.successions import Successions
 from replicator.catalog.syncs import Syncs
-from replicator.core.database import Database
+from replicator.core.database import Database, OpenDatabase
 from replicator.core.errors import CatalogError, Held, ManifestDamaged, NotFound, Untrusted, UsageError
 from replicator.core.ports import WallClock
 
 
-def _open(path: Path) -> Database:
+def _open(path: Path, open_database: OpenDatabase) -> Database:
     """Raises `CatalogError` for a damaged file: half a catalogue would look like deleted snapshots."""
     try:
-        database = Database(path, MIGRATIONS)
+        database = open_database(path, MIGRATIONS)
         found = database.read().execute("PRAGMA quick_check(1)").fetchone()[0]
         if found == "ok":
             return database
@@ -50,8 +50,8 @@ def _unusable(path: Path, found: str) -> CatalogError:
 class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
     """Opened once a node."""
 
-    def __init__(self, path: Path, *, clock: WallClock) -> None:
-        self.db = _open(path)
+    def __init__(self, path: Path, *, clock: WallClock, open_database: OpenDatabase = Database) -> None:
+        self.db = _open(path, open_database)
         self._clock = clock
         self.peers = Peers(self.db, clock=clock)
         self.lost = LostRecords(self.db)
@@ -231,9 +231,11 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
 
         Raises `NotFound`, `Held`; then none of them is deleted.
         """
-        for snapshot_id in ids:
-            if reason := self.snapshot(snapshot_id).held:
-                raise Held(f"Snapshot {snapshot_id.hex()[:12]} is held: {reason}.", hint="Release it first.")
+        gone = [self.snapshot(snapshot_id) for snapshot_id in ids]
+        for one in gone:
+            if one.held:
+                name = one.snapshot_id.hex()[:12]
+                raise Held(f"Snapshot {name} is held: {one.held}.", hint="Release it first.")
         now = self._clock.now_ns()
         with self.db.write() as connection:
             for sql in (
@@ -244,7 +246,8 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
             ):
                 connection.executemany(sql, [(now, one) for one in ids])
             connection.executemany("DELETE FROM snapshots WHERE snapshot_id = ?", [(one,) for one in ids])
-        self._records.clear()
+        for one in gone:  # The others need not be checked again.
+            self._records.pop(one.signed, None)
 
     def hold(self, snapshot_id: bytes, reason: str) -> None:
         """Keep a snapshot from being removed; an empty reason lets go."""

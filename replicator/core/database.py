@@ -8,7 +8,7 @@ that reads has a connection of its own, which goes when the thread goes.
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from weakref import WeakSet, finalize
@@ -135,6 +135,7 @@ class Database:
         return reader.connection
 
     def close(self) -> None:
+        """Let go of the file. What was committed is in it."""
         with self._write_lock:
             for reader in self._readers:
                 reader.connection.close()
@@ -156,3 +157,7 @@ def _damaged() -> sqlite3.DatabaseError:
 
 def _text(raw: bytes) -> str:
     return raw.decode(errors="backslashreplace")
+
+
+OpenDatabase = Callable[[Path, tuple[str, ...]], Database]
+"""How a database is opened: `Database` itself on a machine with a disk."""

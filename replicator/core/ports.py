@@ -29,6 +29,11 @@ class Entropy(Protocol):
     def token(self, count: int) -> bytes: ...
 
 
+def fraction(entropy: Entropy) -> float:
+    """A number from 0 up to, and without, 1: for pauses that must not be the same at two sites."""
+    return int.from_bytes(entropy.token(6), "big") / 2**48
+
+
 class Offload(Protocol):
     """Where work of over about a millisecond goes, so that it does not hold up everybody else."""
 

@@ -12,7 +12,7 @@ import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from blake3 import blake3
@@ -26,6 +26,18 @@ _SEAL_BYTES: Final = 32
 _READ_BYTES: Final = 4 * 1024**2
 SHELF_BYTES_MAX: Final = 2 * 1024**3
 """Sixty million ids. The files that were used longest ago go first."""
+
+
+class IdSets(Protocol):
+    """Where the sets are kept between two comparisons."""
+
+    def get(self, root: BlockId) -> Packed | None:
+        """The ids under `root`, or None if they are not here."""
+        ...
+
+    def put(self, root: BlockId, ids: bytes) -> None:
+        """File sorted ids."""
+        ...
 
 
 class Shelf:

@@ -11,8 +11,9 @@ from typing import assert_never
 from replicator.core.ports import Offload, WallClock
 from replicator.core.progress import Progress
 from replicator.ingest.config import IngestConfig
+from replicator.ingest.given import take_given_image, take_given_tree
 from replicator.ingest.image import take_image
-from replicator.ingest.sources import ImageSource, Source, Taken, TreeSource
+from replicator.ingest.sources import GivenImage, GivenTree, ImageSource, Source, Taken, TreeSource
 from replicator.ingest.tree import take_tree
 from replicator.store.ports import BlockStore, Lease
 
@@ -57,6 +58,14 @@ async def take(
                 clock=clock,
                 memo=memo,
                 config=config,
+            )
+        case GivenTree():
+            return await take_given_tree(
+                source, store=store, lease=lease, offload=offload, progress=progress, config=config
+            )
+        case GivenImage():
+            return await take_given_image(
+                source, store=store, lease=lease, offload=offload, progress=progress, config=config
             )
         case _:
             assert_never(source)

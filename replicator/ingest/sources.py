@@ -1,9 +1,12 @@
 """What can be protected, and what is told of it afterwards."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from protocol.ids import BlockId
+from replicator.catalog.model import Volume
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +27,48 @@ class ImageSource:
     path: Path
 
 
-Source = TreeSource | ImageSource
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenPath:
+    """A path that a program hands over, with all that is in it."""
+
+    path: bytes
+    """Relative to the tree's root, which is the empty path; folders on the way are made up if they are not given."""
+    mode: int
+    """Type and permissions, as in `st_mode`."""
+    mtime_ns: int = 0
+    content: bytes = b""
+    """Of a regular file."""
+    target: bytes = b""
+    """Of a symbolic link."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenTree:
+    """A tree that a program holds in memory. `paths` is called once a snapshot, and not from another thread."""
+
+    paths: Callable[[], Sequence[GivenPath]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenImage:
+    """A disk image that a program holds in memory."""
+
+    content: Callable[[], bytes]
+
+
+Source = TreeSource | ImageSource | GivenTree | GivenImage
+
+
+class Sources(Protocol):
+    """Where volumes' data are: on this machine's disk, or in the memory of the program that runs the node."""
+
+    def kind_at(self, path: Path) -> str:
+        """`tree` or `image`. Raises `SourceError` if there is nothing to protect."""
+        ...
+
+    def open(self, volume: Volume) -> Source:
+        """What a snapshot of the volume reads. Raises `SourceError` for a copy from elsewhere."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """Collecting: marking what snapshots need, then letting go of the rest, step by step, as gently as was agreed."""
 
 import json
-import time
 from typing import Any, Final
 
 import trio
@@ -98,14 +97,14 @@ class CollectionJobs:
     async def _carry_out(self, plan: Plan, progress: Progress, confirmed: bool, *, shrinks: bool) -> Collected:
         """Step by step, each in a thread; what is moved on the disk is moved no faster than agreed."""
         parts = self._parts
-        began = time.monotonic()
+        began = trio.current_time()
         run = parts.collector.carry_out(plan, confirmed=confirmed, shrinks=shrinks)
         progress.begin("letting go of what nothing needs", total=plan.sweep_bytes)
         steps = run.steps()
         while (moved := await parts.offload.run(next, steps, None)) is not None:
             progress.advance(moved)
             await trio.sleep(moved / parts.collector.rewrite_rate_bytes)
-        return run.result(duration_s=time.monotonic() - began)
+        return run.result(duration_s=trio.current_time() - began)
 
     def _note_held(self, done: Collected, share: float) -> None:
         text = json.dumps({"why": done.held, "share": share}) if done.held else ""

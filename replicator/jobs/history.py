@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from replicator.core.database import Database
+from replicator.core.database import Database, OpenDatabase
 from replicator.core.errors import ConfigError, NotFound, StoreError
 from replicator.core.logging import get_logger
 from replicator.core.ports import WallClock
@@ -58,8 +58,8 @@ class JobRow:
 class JobHistory:
     """Opened once a node."""
 
-    def __init__(self, path: Path, *, clock: WallClock) -> None:
-        self._db = _open(path)
+    def __init__(self, path: Path, *, clock: WallClock, open_database: OpenDatabase = Database) -> None:
+        self._db = _open(path, open_database)
         self._clock = clock
         self._unwritten: dict[str, JobRow] = {}
         """Jobs whose last change could not be written: a full disk must not keep anybody from restoring, nor from
@@ -159,13 +159,13 @@ def _check(database: Database) -> str:
     return found
 
 
-def _open(path: Path) -> Database:
+def _open(path: Path, open_database: OpenDatabase) -> Database:
     """The table, or, if its file is damaged, a new one: what is lost is the memory of work, not work.
 
     Unfinished jobs of the schedule are found again from what is due; one asked for by hand has to be asked for again.
     """
     try:
-        database = Database(path, _MIGRATIONS)
+        database = open_database(path, _MIGRATIONS)
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _NOT_DAMAGE:
             raise ConfigError(f"{path} cannot be opened: {error}.", hint="Look at its owner and its disk.") from error
@@ -179,7 +179,7 @@ def _open(path: Path) -> Database:
         damaged = Path(f"{path}{suffix}")
         if damaged.exists():
             damaged.rename(f"{damaged}.damaged")
-    return Database(path, _MIGRATIONS)
+    return open_database(path, _MIGRATIONS)
 
 
 def _load(text: str | None) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from replicator.catalog.catalog import Catalog
 from replicator.catalog.records import Signer
 from replicator.core.ports import Entropy, Offload, WallClock
 from replicator.ingest.config import IngestConfig
+from replicator.ingest.sources import Sources
 from replicator.net.mesh import Mesh
 from replicator.repair.ask import Healer
 from replicator.repair.pace import ScrubPromise
@@ -38,6 +39,10 @@ class Parts:
     mesh: Mesh | None
     auditor: Auditor
     ingest: IngestConfig
-    memo_folder: Path
+    sources: Sources
+    own_folder: Path | None
+    """The node's own files: nothing is taken from there, or restored to it. None for a node without files."""
+    memo_folder: Path | None
+    """None where nothing can be remembered: then every file is read each time."""
     grace_s: float
     wake_scheduler: Callable[[], None]

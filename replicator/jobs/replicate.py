@@ -14,6 +14,7 @@ from replicator.catalog.model import EVERY_VOLUME, SiteSync, Snapshot
 from replicator.catalog.records import SnapshotRecord
 from replicator.catalog.terms import PULL, SyncTerms
 from replicator.core.errors import NotFound, PeerError, ReplicatorError, UsageError
+from replicator.core.ports import fraction
 from replicator.core.progress import Progress
 from replicator.core.units import format_size
 from replicator.jobs.due import pending_snapshots
@@ -82,7 +83,8 @@ class SyncJobs:
     def _noted(self, sync: SiteSync, error: ReplicatorError) -> ReplicatorError:
         """A standing order is never given up: not even one that a person has to look at."""
         if sync.sync_id:
-            again = next_try_ns(self._parts.clock.now_ns(), sync.failures)
+            jitter = fraction(self._parts.entropy)
+            again = next_try_ns(self._parts.clock.now_ns(), sync.failures, jitter=jitter)
             self._parts.catalog.note_sync_result(
                 sync.sync_id, error=str(error), next_try_ns=again, needs_person=not error.retryable
             )

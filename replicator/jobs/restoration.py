@@ -1,9 +1,10 @@
 """Getting data back."""
 
 import os
-import time
 from pathlib import Path
 from typing import Any
+
+import trio
 
 from replicator.catalog.records import SnapshotRecord
 from replicator.core.errors import SourceError, UsageError
@@ -41,17 +42,20 @@ class RestoreJobs:
             raise UsageError(f"{record.volume_name} is an image: it has no paths.", hint="Leave out --only.")
         if args.get("dry_run"):
             return await self._compare(record, target, only)
-        began = time.monotonic()
+        began = trio.current_time()
         restored = await self._restore(record, target, only, context)
-        return describe_restored(record, restored, took_s=time.monotonic() - began)
+        return describe_restored(record, restored, took_s=trio.current_time() - began)
 
     def _target(self, text: str) -> Path:
         """Raises `UsageError` for a path that depends on where we are, or one among the node's own files."""
         target = Path(os.fsdecode(_bytes_of(text)))
         if not target.is_absolute():
             raise UsageError(f"{target} is not a whole path.", hint="Begin it with a slash.")
-        if target.resolve().is_relative_to(own := self._parts.memo_folder.parent.resolve()):
-            raise UsageError(f"{target} is in the node's own folder, {own}.", hint="Restore to another place.")
+        own = self._parts.own_folder
+        if own is not None and target.resolve().is_relative_to(own.resolve()):
+            raise UsageError(
+                f"{target} is in the node's own folder, {own.resolve()}.", hint="Restore to another place."
+            )
         return target
 
     async def _restore(self, record: SnapshotRecord, target: Path, only: bytes | None, context: JobContext) -> Restored:

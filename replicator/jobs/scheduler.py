@@ -5,7 +5,6 @@ a sync is due when a snapshot exists without the peer's receipt, a snapshot is d
 time has come. Periods missed while the node was down are made up for once, not many times.
 """
 
-import random
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -103,9 +102,9 @@ class Scheduler:
             self._jobs.submit("sync", {"sync": sync.sync_id, "scheduled": True}, job_id=job_id)
 
 
-def next_try_ns(now_ns: int, failures: int) -> int:
+def next_try_ns(now_ns: int, failures: int, *, jitter: float) -> int:
     """When a sync that just failed is tried again."""
-    return now_ns + int(plan_retry_s(failures, jitter=random.random()) * 1e9)
+    return now_ns + int(plan_retry_s(failures, jitter=jitter) * 1e9)
 
 
 def exclusive_by_volume(volumes: Sequence[str]) -> str:

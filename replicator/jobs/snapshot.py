@@ -1,10 +1,7 @@
 """Taking snapshots, and pruning old ones by their rule."""
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from protocol.ids import SnapshotId
@@ -12,12 +9,12 @@ from protocol.wire.hashing import derived_key
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.manifest.nodes import EMPTY_ROOTS
 from replicator.catalog.model import SiteSync, Volume
-from replicator.catalog.records import KINDS, SnapshotRecord, sign_record
+from replicator.catalog.records import SnapshotRecord, sign_record
 from replicator.catalog.retention import Candidate, Verdict, plan_retention
 from replicator.catalog.terms import CONTINUOUS_TAG, TENANT
-from replicator.core.errors import SourceError, UsageError
+from replicator.core.errors import UsageError
 from replicator.ingest.pipeline import take
-from replicator.ingest.sources import ImageSource, Source, Taken, TreeSource
+from replicator.ingest.sources import Taken
 from replicator.jobs.due import owed
 from replicator.jobs.parts import Parts
 from replicator.jobs.runner import JobContext
@@ -74,13 +71,13 @@ class SnapshotJobs:
         parts = self._parts
         taken_ns = parts.clock.now_ns()
         taken = await take(
-            source_of(volume, own_folder=parts.memo_folder.parent),
+            parts.sources.open(volume),
             store=parts.store,
             lease=lease,
             offload=parts.offload,
             progress=context.progress,
             clock=parts.clock,
-            memo=parts.memo_folder / volume.volume_id.hex(),
+            memo=parts.memo_folder and parts.memo_folder / volume.volume_id.hex(),
             config=replace(parts.ingest, image_block_bytes=volume.block_bytes or parts.ingest.image_block_bytes),
         )
         record = SnapshotRecord(
@@ -130,31 +127,6 @@ def describe_taken(record: SnapshotRecord, taken: Taken) -> dict[str, Any]:
 
 def _text(path: bytes) -> str:
     return path.decode(errors="backslashreplace")
-
-
-def source_of(volume: Volume, *, own_folder: Path) -> Source:
-    """Where a volume's data is. Raises `SourceError` for a copy from elsewhere.
-
-    The node's own folder is left out of a tree that contains it: it would grow by being stored.
-    """
-    if volume.path is None:
-        raise SourceError(
-            f"{volume.name} is a copy from site {volume.origin.hex()[:12]}.", hint="Snapshots of it are taken there."
-        )
-    path = Path(os.fsdecode(volume.path))
-    if path.resolve().is_relative_to(own_folder.resolve()):
-        raise SourceError(f"{path} leads into the node's own folder.", hint="Has a link been changed?")
-    if volume.kind == "tree":
-        inside = own_folder.resolve().is_relative_to(path.resolve())
-        own = (f"/{_escaped(own_folder.resolve().relative_to(path.resolve()))}/",) if inside else ()
-        return TreeSource(path=path, exclude=(*volume.exclude, *own))
-    assert volume.kind == "image" and volume.kind in KINDS
-    return ImageSource(path=path)
-
-
-def _escaped(path: Path) -> str:
-    """A path as a pattern that matches just itself."""
-    return re.sub(r"([*?\[\]\\])", r"[\1]", str(path))
 
 
 def prune_volume(parts: Parts, volume: Volume) -> int:

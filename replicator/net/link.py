@@ -9,7 +9,6 @@ comes in is paced by credit: a stream whose bytes are over the rule is granted m
 the bucket allows, so the *peer* slows down and nothing piles up here.
 """
 
-import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -39,8 +38,9 @@ from protocol.wire.envelope import Buffer
 from protocol.wire.frames import Lane
 from replicator.core.errors import PeerError, Refused, ReplicatorError, Stalled, Unreachable, Untrusted
 from replicator.core.logging import get_logger
+from replicator.core.ports import Entropy
 from replicator.core.throttle import TokenBucket, frame_goal_bytes, longest_delay_s
-from replicator.net.tls import Transport
+from replicator.net.ports import Transport
 
 Item = Message | bytes
 """What a stream delivers: a message, or a run of whole sealed blocks."""
@@ -182,6 +182,7 @@ class Link:
         handlers: Handlers,
         pace: Pace,
         address: str,
+        entropy: Entropy,
     ) -> None:
         self._transport = transport
         self.peer = peer
@@ -193,6 +194,7 @@ class Link:
         self.round_trip_s: float | None = None
         self._handlers = handlers
         self._pace = pace
+        self._entropy = entropy
         self._streams: dict[int, Stream] = {}
         self._wake = trio.Event()
         self._slot = trio.Event()
@@ -433,7 +435,7 @@ class Link:
         if self.peer_hello is None and not self.closed.is_set():
             raise Unreachable("no hello came in time")
         while True:
-            token = random.randbytes(8)
+            token = self._entropy.token(8)
             self._ping_sent = (token, trio.current_time())
             self.connection.ping(token)
             self.wake()

@@ -2,11 +2,9 @@
 
 Every pinned peer with an address is dialled until there is a link, with growing, jittered
 pauses; a peer behind NAT dials us instead, and either kind of link carries everything in both
-directions. Revoking a peer rebuilds the TLS contexts and cuts its links at once.
+directions. Revoking a peer changes the credentials and cuts its links at once.
 """
 
-import random
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,15 +18,15 @@ from protocol.limits import HANDSHAKE_S
 from protocol.messages.registry import decode, encode
 from protocol.messages.session import Hello, PairJoin, PairWelcome, Refusal
 from protocol.messages.versions import CURRENT, OLDEST
-from replicator.core.errors import ConfigError, PeerError, ReplicatorError, StoreError, Unreachable
+from replicator.core.errors import PeerError, ReplicatorError, StoreError, Unreachable
 from replicator.core.logging import get_logger
+from replicator.core.ports import Entropy, fraction
 from replicator.net.greeting import Greeting
 from replicator.net.identity import Identity
 from replicator.net.link import Handlers, Link
 from replicator.net.pacing import Pacing
-from replicator.net.pairing import join_proof, receive_one, send_one, split_address
-from replicator.net.ports import PeerBook
-from replicator.net.tls import TlsTransport, make_context
+from replicator.net.pairing import join_proof, receive_one, send_one
+from replicator.net.ports import Credentials, Line, Listener, Network, PeerBook, Transport
 
 _DIAL_FIRST_S: Final = 0.2
 _DIAL_MOST_S: Final = 30.0
@@ -59,17 +57,21 @@ class Mesh:
         incarnation: bytes,
         book: PeerBook,
         monotonic: Callable[[], float],
+        network: Network,
+        entropy: Entropy,
     ) -> None:
         self.config = config
         self.identity = identity
         self.name = name
         self._incarnation = incarnation
         self._book = book
+        self.network = network
+        self._entropy = entropy
         self.handlers: Handlers = {}
         self.pacing = Pacing(monotonic=monotonic, rate_out=config.rate_out_bytes, rate_in=config.rate_in_bytes)
         self._links: dict[SiteId, list[Link]] = {}
         self._changed = trio.Event()
-        self._contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None = None
+        self._shown: tuple[Credentials, Credentials] | None = None
         self.greeting = Greeting()
         self.address = config.listen
         self.dial_errors: dict[SiteId, str] = {}
@@ -104,7 +106,7 @@ class Mesh:
 
     def trust_changed(self) -> None:
         """Peers or invites were added or removed: accept and refuse accordingly from now on."""
-        self._contexts = None
+        self._shown = None
         known = set(self._book.peer_ids())
         for site, links in list(self._links.items()):
             if site not in known:
@@ -116,54 +118,46 @@ class Mesh:
         self._changed.set()
         self._changed = trio.Event()
 
-    def _context(self, *, is_server: bool) -> ssl.SSLContext:
-        if self._contexts is None:
-            peers = self._book.peer_ids()
-            doors = [Identity.of_invite(one, self.identity.site_id).site_id for one in self._book.invite_ids()]
-            self._contexts = (
-                make_context(self.identity, [*peers, *doors], is_server=True),
-                make_context(self.identity, peers, is_server=False),
+    def _credentials(self, *, is_server: bool) -> Credentials:
+        if self._shown is None:
+            peers = tuple(self._book.peer_ids())
+            doors = (Identity.of_invite(one, self.identity.site_id).site_id for one in self._book.invite_ids())
+            self._shown = (
+                Credentials(self.identity, (*peers, *doors), is_server=True),
+                Credentials(self.identity, peers, is_server=False),
             )
-        return self._contexts[0 if is_server else 1]
+        return self._shown[0 if is_server else 1]
 
     # -- life -----------------------------------------------------------------------------
 
-    async def listen(self) -> list[trio.SocketListener]:
+    async def listen(self) -> Listener:
         """Bind. Raises `ConfigError` if the address is taken or not ours."""
-        host, port = split_address(self.config.listen)
-        try:
-            listeners = await trio.open_tcp_listeners(port, host=host, backlog=128)
-        except OSError as error:
-            raise ConfigError(
-                f"Cannot listen on {self.config.listen}: {error.strerror or error}.",
-                hint="Another program has it, or it is not this machine's address: change `listen` in config.toml.",
-            ) from error
-        self.address = f"{self.config.listen.rpartition(':')[0]}:{listeners[0].socket.getsockname()[1]}"
-        return listeners
+        listener = await self.network.listen(self.config.listen)
+        self.address = listener.address
+        return listener
 
-    async def run(self, listeners: list[trio.SocketListener]) -> None:
+    async def run(self, listener: Listener) -> None:
         """Accept and dial until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(trio.serve_listeners, self._accept, listeners, handler_nursery=nursery))
+            nursery.start_soon(listener.serve, self._accept, partial(self._credentials, is_server=True))
             nursery.start_soon(self._keep_dialling, nursery)
 
-    async def _accept(self, stream: trio.SocketStream) -> None:
+    async def _accept(self, line: Line) -> None:
         site: SiteId | None = None
         why = "too slow"
         try:
-            with self.greeting.greet(_remote(stream).rpartition(":")[0]):
-                transport = TlsTransport(stream, self._context(is_server=True), is_server=True)
-                site = await transport.handshake()
+            with self.greeting.greet(line.remote.rpartition(":")[0]):
+                site = await line.handshake()
         except (PeerError, OSError) as error:
             why = str(error)
         if site is None:
             get_logger().info("link.turned_away", error=why)
-            await trio.aclose_forcefully(stream)
+            await line.close()
             return
         if self._recognise(site) in self._book.peer_ids():
-            await self._run_link(transport, site, is_dialer=False, address=_remote(stream))
+            await self._run_link(line, site, is_dialer=False, address=line.remote)
         else:
-            await self._welcome(transport, site)
+            await self._welcome(line, site)
 
     def _recognise(self, site: SiteId) -> SiteId:
         """A peer that shows its new key for the first time goes by that key from now on: links of the old one end."""
@@ -171,7 +165,7 @@ class Mesh:
             self.trust_changed()
         return site
 
-    async def _welcome(self, transport: TlsTransport, door: SiteId) -> None:
+    async def _welcome(self, transport: Transport, door: SiteId) -> None:
         """Someone came through an invite's door: one question, one answer, and the line is closed."""
         try:
             with trio.fail_after(HANDSHAKE_S):
@@ -199,7 +193,7 @@ class Mesh:
         self.trust_changed()
         return PairWelcome(site_id=self.identity.site_id, name=self.name, addresses=self.addresses)
 
-    async def _run_link(self, transport: TlsTransport, site: SiteId, *, is_dialer: bool, address: str) -> Link | None:
+    async def _run_link(self, transport: Transport, site: SiteId, *, is_dialer: bool, address: str) -> Link | None:
         """Serve a link to its end. Returns it, or None if there are enough of them already."""
         links = self._links.setdefault(site, [])
         if len(links) >= _LINKS_PER_PEER_MAX:
@@ -221,6 +215,7 @@ class Mesh:
             handlers=self.handlers,
             pace=self.pacing.pace_for(site, is_first=not links),
             address=address,
+            entropy=self._entropy,
         )
         links.append(link)
         try:
@@ -250,15 +245,23 @@ class Mesh:
         except StoreError as error:
             get_logger().warning("peer.not_noted", error=str(error))
 
+    def _note_incarnation(self, link: Link) -> None:
+        """Said again every half minute, so that a disk which was full for a while is told in the end."""
+        if link.peer_hello is None:
+            return
+        try:
+            self._book.note_incarnation(link.peer, link.peer_hello.incarnation)
+        except StoreError as error:
+            get_logger().warning("peer.not_noted", error=str(error))
+
     async def _announce(self, link: Link) -> None:
         await link.ready.wait()
-        if link.peer_hello is not None:
-            self._book.note_incarnation(link.peer, link.peer_hello.incarnation)
         if not link.is_open:
             return
         self.dial_errors.pop(link.peer, None)
         self._notify()
         while True:
+            self._note_incarnation(link)
             self._note_seen(link.peer)
             await trio.sleep(30)
 
@@ -277,17 +280,17 @@ class Mesh:
     async def _dial_for_ever(self, site: SiteId, dialled: set[SiteId]) -> None:
         pause = _DIAL_FIRST_S
         # Two sites that learn of each other at the same moment should not both dial.
-        await trio.sleep(0 if self.identity.site_id < site else 0.5 + random.random())
+        await trio.sleep(0 if self.identity.site_id < site else 0.5 + fraction(self._entropy))
         while site in self._book.peer_ids():
             if self._links.get(site):
                 pause = _DIAL_FIRST_S
-                await trio.sleep(0.2)
+                await self._changed.wait()
                 continue
             for address in self._book.addresses_of(site):
                 if await self._dial(site, address):
                     pause = _DIAL_FIRST_S
                     break
-            await trio.sleep(pause * (0.5 + random.random()))
+            await trio.sleep(pause * (0.5 + fraction(self._entropy)))
             pause = min(pause * 2, _DIAL_MOST_S)
         dialled.discard(site)
 
@@ -297,36 +300,27 @@ class Mesh:
         With TLS 1.3 our side of the handshake is done before the other one judges our key: only its hello
         proves that we are welcome. Without that, a site that has revoked us would be dialled several times a second.
         """
-        stream: trio.SocketStream | None = None
+        line: Line | None = None
         found: SiteId | None = None
         try:
             with trio.fail_after(HANDSHAKE_S):
-                host, port = split_address(address)
-                stream = await trio.open_tcp_stream(host, port)
-                transport = TlsTransport(stream, self._context(is_server=False), is_server=False)
-                found = await transport.handshake()
+                line = await self.network.dial(address, self._credentials(is_server=False))
+                found = await line.handshake()
         except (ReplicatorError, trio.TooSlowError, OSError) as error:
             self.dial_errors[site] = f"{address}: {error or 'no answer in time'}"
+        if line is None:
+            return False
         if found != site:
             if found is not None:
                 self._recognise(found)
                 self.dial_errors[site] = f"{address} is another peer, {self._book.name_of(found)}"
-            if stream is not None:
-                await trio.aclose_forcefully(stream)
+            await line.close()
             return False
-        link = await self._run_link(transport, site, is_dialer=True, address=address)
+        link = await self._run_link(line, site, is_dialer=True, address=address)
         if link is not None and link.peer_hello is None:
             self.dial_errors[site] = f"{address} turned us away: {link.why_closed}"
             return False
         return True
-
-
-def _remote(stream: trio.SocketStream) -> str:
-    try:
-        host, port = stream.socket.getpeername()[:2]
-    except OSError:
-        return "unknown"
-    return f"{host}:{port}"
 
 
 __all__ = ["Mesh", "MeshConfig"]

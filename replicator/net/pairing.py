@@ -24,7 +24,7 @@ from protocol.messages.registry import decode, encode
 from protocol.messages.session import PairJoin, PairWelcome, Refusal
 from replicator.core.errors import Refused, ReplicatorError, Unreachable, Untrusted, UsageError
 from replicator.net.identity import Identity
-from replicator.net.tls import TlsTransport, Transport, make_context
+from replicator.net.ports import Credentials, Network, Transport
 
 _PREFIX: Final = "rp1"
 _PROOF: Final = b"replicator pair join v1\0"
@@ -78,7 +78,7 @@ _SENTENCES: Final = {
 
 
 async def join(
-    code: PairingCode, identity: Identity, *, name: str, addresses: Sequence[str]
+    code: PairingCode, identity: Identity, *, name: str, addresses: Sequence[str], network: Network
 ) -> tuple[PairWelcome, str]:
     """Use a code. Returns what the inviter says of itself, and the address it was reached at.
 
@@ -96,7 +96,7 @@ async def join(
     for address in code.addresses:
         try:
             with trio.fail_after(HANDSHAKE_S):
-                return await _join_at(address, code, request), address
+                return await _join_at(network, address, code, request), address
         except (Unreachable, OSError, trio.TooSlowError) as error:
             problem = Unreachable(
                 f"{address} does not answer: {error or 'too slow'}.",
@@ -110,11 +110,9 @@ async def join(
     raise problem
 
 
-async def _join_at(address: str, code: PairingCode, request: PairJoin) -> PairWelcome:
+async def _join_at(network: Network, address: str, code: PairingCode, request: PairJoin) -> PairWelcome:
     door = Identity.of_invite(code.invite_id, code.inviter)
-    host, port = split_address(address)
-    stream = await trio.open_tcp_stream(host, port)
-    transport = TlsTransport(stream, make_context(door, [code.inviter], is_server=False), is_server=False)
+    transport = await network.dial(address, Credentials(door, (code.inviter,), is_server=False))
     try:
         await transport.handshake()
         await send_one(transport, encode(request))
@@ -148,11 +146,3 @@ async def receive_one(transport: Transport) -> bytes:
             raise Unreachable("the other side hung up")
         data += more
     return data[2 : 2 + int.from_bytes(data[:2], "big")]
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """`host:port` or `[v6]:port`. Raises `UsageError`."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 <= int(port) < 65536:
-        raise UsageError(f"{address!r} is not an address.", hint="Write it like 192.0.2.7:7421 or backup.example:7421.")
-    return host.strip("[]"), int(port)

@@ -9,33 +9,24 @@ No session tickets: a resumed session would skip the certificate, and with it a 
 import os
 import socket
 import ssl
-from collections.abc import Iterable, Sequence
-from typing import Final, Protocol, cast
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, cast
+from weakref import WeakKeyDictionary
 
 import trio
 
 from protocol.ids import SiteId
 from protocol.wire.envelope import Buffer
-from replicator.core.errors import Unreachable, Untrusted
+from replicator.core.errors import ConfigError, Unreachable, Untrusted
+from replicator.net.address import split_address
 from replicator.net.identity import Identity, site_of_leaf, trust_anchor
+from replicator.net.ports import Credentials, Line, Listener
 
 ALPN: Final = "replicator/1"
 _CHUNK: Final = 512 * 1024
 _UNSENT_MAX: Final = 256 * 1024
 """What lies in the kernel cannot be overtaken by a repair: a quarter of the largest frame that could be in its way."""
 _RECORD: Final = 16 * 1024
-
-
-class Transport(Protocol):
-    """An ordered, encrypted stream of bytes to a known site."""
-
-    async def send(self, parts: Sequence[Buffer]) -> None: ...
-
-    async def receive(self) -> bytes:
-        """What has arrived, at least one byte; empty at the end."""
-        ...
-
-    async def close(self) -> None: ...
 
 
 def make_context(identity: Identity, pins: Iterable[SiteId], *, is_server: bool) -> ssl.SSLContext:
@@ -62,7 +53,7 @@ def make_context(identity: Identity, pins: Iterable[SiteId], *, is_server: bool)
 
 
 class TlsTransport:
-    """`Transport` over a Trio stream."""
+    """A `Line` over a Trio stream."""
 
     def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext, *, is_server: bool) -> None:
         self._stream = stream
@@ -75,6 +66,14 @@ class TlsTransport:
         self._sending = trio.Lock()
         # Trio asks the kernel to take 16 KiB more than it can send, which is nine sends and wake-ups a mebibyte.
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_MAX)
+
+    @property
+    def remote(self) -> str:
+        try:
+            host, port = self._stream.socket.getpeername()[:2]
+        except OSError:
+            return "unknown"
+        return f"{host}:{port}"
 
     async def handshake(self) -> SiteId:
         """Prove both sides to each other. Returns who the other one is.
@@ -165,3 +164,51 @@ class TlsTransport:
     async def close(self) -> None:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
             await trio.aclose_forcefully(self._stream)
+
+
+class TlsNetwork:
+    """`Network` over TCP."""
+
+    def __init__(self) -> None:
+        # Making a context costs a millisecond and more, and all lines of one moment share it.
+        self._contexts: WeakKeyDictionary[Credentials, ssl.SSLContext] = WeakKeyDictionary()
+
+    def context(self, credentials: Credentials) -> ssl.SSLContext:
+        made = self._contexts.get(credentials)
+        if made is None:
+            made = make_context(credentials.identity, credentials.pins, is_server=credentials.is_server)
+            self._contexts[credentials] = made
+        return made
+
+    async def listen(self, address: str) -> Listener:
+        host, port = split_address(address)
+        try:
+            listeners = await trio.open_tcp_listeners(port, host=host, backlog=128)
+        except OSError as error:
+            raise ConfigError(
+                f"Cannot listen on {address}: {error.strerror or error}.",
+                hint="Another program has it, or it is not this machine's address: change `listen` in config.toml.",
+            ) from error
+        return _TlsListener(self, listeners, host=address.rpartition(":")[0])
+
+    async def dial(self, address: str, credentials: Credentials) -> Line:
+        host, port = split_address(address)
+        stream = await trio.open_tcp_stream(host, port)
+        return TlsTransport(stream, self.context(credentials), is_server=False)
+
+
+class _TlsListener:
+    def __init__(self, network: TlsNetwork, listeners: list[trio.SocketListener], *, host: str) -> None:
+        self._network = network
+        self._listeners = listeners
+        self.address = f"{host}:{listeners[0].socket.getsockname()[1]}"
+
+    async def serve(self, accept: Callable[[Line], Awaitable[None]], credentials: Callable[[], Credentials]) -> None:
+        async def take(stream: trio.SocketStream) -> None:
+            await accept(TlsTransport(stream, self._network.context(credentials()), is_server=True))
+
+        await trio.serve_listeners(take, self._listeners)
+
+    def close(self) -> None:
+        for listener in self._listeners:
+            listener.socket.close()

@@ -9,7 +9,6 @@ turned around, so that a peer that was slow once gets another chance. Three lies
 is not asked for ten minutes.
 """
 
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,9 +25,9 @@ from protocol.wire.envelope import unseal, walk
 from protocol.wire.frames import Lane
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.model import RepairLine
-from replicator.core.errors import PeerError
+from replicator.core.errors import PeerError, StoreError
 from replicator.core.logging import get_logger
-from replicator.core.ports import Offload, WallClock
+from replicator.core.ports import Entropy, Offload, WallClock, fraction
 from replicator.net.link import Link, Stream
 from replicator.store.ports import BlockStore, Fault, SealedBlock
 
@@ -68,15 +67,19 @@ class Healer:
         catalog: Catalog,
         offload: Offload,
         clock: WallClock,
+        entropy: Entropy,
         links: Callable[[], Sequence[Link]],
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._offload = offload
         self._clock = clock
+        self._entropy = entropy
         self._links = links
         self._standing: dict[SiteId, _Standing] = {}
         self._lock = trio.Lock()
+        self._unended: dict[int, str] = {}
+        """Lines of the audit whose end could not be written: those of one question, for none begins while none ends."""
 
     async def finish_audit(self) -> None:
         """At the start: lines that a crash cut short are ended by what the store says now."""
@@ -87,7 +90,22 @@ class Healer:
         finally:
             self._store.end(lease)
         outcomes = {n: "healed before a restart" if b in here else "cut by a restart" for n, b in begun.items()}
-        self._catalog.end_repairs(outcomes, took_s=0.0)
+        self._end_lines(outcomes, took_s=0.0)
+
+    def end_owed_lines(self) -> None:
+        """Write what a full disk kept out of the audit."""
+        if self._unended:
+            self._end_lines({}, took_s=0.0)
+
+    def _end_lines(self, outcomes: dict[int, str], *, took_s: float) -> None:
+        """A disk without room for a line must not cost the reader its block, nor the audit the line."""
+        owed = {**self._unended, **outcomes}
+        try:
+            self._catalog.end_repairs(owed, took_s=took_s)
+            self._unended = {}
+        except StoreError as error:
+            self._unended = owed
+            get_logger().warning("repair.audit_not_ended", lines=len(owed), error=str(error))
 
     async def heal(self, faults: Sequence[Fault]) -> Healed:
         """Try every connected peer for every fault. What stays broken stays in quarantine, listed."""
@@ -125,7 +143,7 @@ class Healer:
         now = trio.current_time()
         links = [link for link in self._links() if self._of(link).banished_until <= now]
         links.sort(key=lambda link: self._of(link).answered_s)
-        if random.random() < 0.1:
+        if fraction(self._entropy) < 0.1:
             links.reverse()
         return links
 
@@ -179,10 +197,10 @@ class Healer:
             raise
         finally:
             took = trio.current_time() - began
-            self._catalog.end_repairs({begun[b]: "healed" if b in healed else outcome for b in wanted}, took_s=took)
+            self._end_lines({begun[b]: "healed" if b in healed else outcome for b in wanted}, took_s=took)
         if healed:
             self._of(link).answered_s = 0.7 * self._of(link).answered_s + 0.3 * took / len(healed)
-        return list(healed)
+        return [block for block in wanted if block in healed]
 
     def _put_back(self, runs: list[bytes]) -> list[BlockId]:
         """In a worker thread: prove, write, flush, read back."""
@@ -206,9 +224,14 @@ class Healer:
 
     def _audit_failures(self, faults: Sequence[Fault]) -> None:
         now = self._clock.now_ns()
-        self._catalog.add_repairs(
-            [RepairLine(now, f.block_id, f.kind, f.cause.value, "asked", "", "nobody has it", 0.0) for f in faults]
-        )
+        lines = [RepairLine(now, f.block_id, f.kind, f.cause.value, "asked", "", "nobody has it", 0.0) for f in faults]
+        if not lines:
+            return
+        try:
+            self._catalog.add_repairs(lines)
+        except StoreError as error:
+            # The blocks are in quarantine, which says the same, and they will be asked for again.
+            get_logger().warning("repair.audit_not_written", lines=len(lines), error=str(error))
 
 
 def _portions(faults: Sequence[Fault]) -> Iterator[list[Fault]]:

@@ -41,7 +41,7 @@ class Guardian:
                 await stream.send_blocks([run])
             served += answer.blocks_count
             lost.update(fault.block_id for fault in answer.faults)
-        await stream.send(BlocksSent(missing=b"".join(lost)), end=True)
+        await stream.send(BlocksSent(missing=b"".join(sorted(lost))), end=True)
         took, now = trio.current_time() - began, self._clock.now_ns()
         name = stream.link.name
         self._catalog.add_repairs(

@@ -20,7 +20,6 @@ How far a pass has come is kept, so a restart goes on where it was.
 """
 
 import json
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
@@ -152,9 +151,9 @@ class Scrubber:
         async with self._lock:
             if self.is_between_passes:
                 await self._begin()
-            began = time.monotonic()
+            began = trio.current_time()
             stepped = await self._step(past_cache=True)
-            took_s = max(1e-6, time.monotonic() - began)
+            took_s = max(1e-6, trio.current_time() - began)
             if stepped.read_bytes >= PART_BYTES // 4:
                 rate = stepped.read_bytes / took_s
                 self.rate_seen = rate if not self.rate_seen else 0.8 * self.rate_seen + 0.2 * rate

@@ -31,7 +31,7 @@ from replicator.catalog.manifest.walk import closure
 from replicator.catalog.records import SnapshotRecord
 from replicator.core.errors import PeerError
 from replicator.core.ports import Entropy, Offload
-from replicator.index.shelf import Shelf, common, sorted_set
+from replicator.index.shelf import IdSets, common, sorted_set
 from replicator.index.tokens import Packed, TokenKey
 from replicator.index.view import FrozenSet
 from replicator.net.link import Link, Stream
@@ -77,7 +77,7 @@ class Auditor:
         reader: BlockReader,
         offload: Offload,
         entropy: Entropy,
-        shelf: Shelf,
+        shelf: IdSets,
     ) -> None:
         self._store = store
         self._catalog = catalog

@@ -15,8 +15,8 @@ import pytest
 import trio
 import trio.testing
 
+from replicator.net.address import split_address
 from replicator.net.greeting import GREETING_MAX, PER_ADDRESS_MAX, Greeting
-from replicator.net.pairing import split_address
 from tests.support.nodes import Node, become_peers, eventually, started, write_tree
 
 

@@ -12,9 +12,10 @@ from protocol.messages.snapshots import ListSnapshots, SnapshotList
 from protocol.wire.frames import Lane
 from replicator.core.errors import PeerError, Refused, ReplicatorError, StoreFull, Untrusted
 from replicator.net import mesh as mesh_module
+from replicator.net.address import split_address
 from replicator.net.greeting import GREETING_MAX
 from replicator.net.identity import Identity
-from replicator.net.pairing import PairingCode, join, split_address
+from replicator.net.pairing import PairingCode, join
 from replicator.net.tls import TlsTransport, make_context
 from tests.support.links import a_relay
 from tests.support.nodes import Site, a_pair, open_site, running, trust, wait_until, write_tree
@@ -28,7 +29,9 @@ def invite(site: Site, *, expires_s: float = 600) -> PairingCode:
 
 
 async def joined(code: PairingCode, by: Site) -> None:
-    welcome, reached = await join(code, by.mesh.identity, name=by.name, addresses=by.mesh.addresses)
+    welcome, reached = await join(
+        code, by.mesh.identity, name=by.name, addresses=by.mesh.addresses, network=by.mesh.network
+    )
     by.catalog.peers.add(welcome.site_id, name=welcome.name, addresses=[reached])
     by.mesh.trust_changed()
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from protocol.ids import BlockId, SnapshotId
-from replicator.app.node import CataloguedPeers
+from replicator.app.peers import CataloguedPeers
 from replicator.catalog.manifest.entries import check_key
 from replicator.catalog.model import Snapshot
 from replicator.catalog.retention import Candidate, plan_retention

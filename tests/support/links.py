@@ -9,9 +9,10 @@ from protocol.ids import SiteId
 from protocol.messages.session import Hello
 from protocol.wire.envelope import Buffer
 from replicator.core.errors import Unreachable
+from replicator.core.ports import SystemEntropy
 from replicator.core.throttle import TokenBucket
+from replicator.net.address import split_address
 from replicator.net.link import Handlers, Link, Pace
-from replicator.net.pairing import split_address
 
 
 class Relay:
@@ -124,6 +125,7 @@ def make_link(
         handlers=handlers or {},
         pace=Pace((outgoing,) if outgoing else (), (incoming,) if incoming else ()),
         address="memory",
+        entropy=SystemEntropy(),
     )
 
 

@@ -25,8 +25,9 @@ import trio
 
 from protocol.ids import BlockId, SnapshotId
 from replicator.api.client import NodeClient
+from replicator.app.base import open_base
 from replicator.app.config import StateFolder
-from replicator.app.node import _Living, _open_base
+from replicator.app.node import LivingNode
 from replicator.catalog.model import Snapshot, Volume
 from replicator.core.progress import Progress
 from replicator.jobs.parts import Parts
@@ -68,11 +69,11 @@ def free_port() -> int:
 class Site:
     """A node in this process."""
 
-    def __init__(self, living: _Living, store: LocalStore) -> None:
+    def __init__(self, living: LivingNode, store: LocalStore) -> None:
         self.living = living
         self.store = store
-        self.parts: Parts = living._parts
-        self.mesh: Mesh = living._mesh
+        self.parts: Parts = living.parts
+        self.mesh: Mesh = living.mesh
         self.catalog = self.parts.catalog
         self.scope = trio.CancelScope()
 
@@ -120,12 +121,8 @@ def open_site(root: Path, name: str, **settings: str) -> Iterator[Site]:
     """A site that does not listen yet. A second time on the same folder is a restart."""
     if not (root / "config.toml").exists():
         write_state(root, name, **settings)
-    with _open_base(root) as base:
-        living = _Living(base)
-        try:
-            yield Site(living, base.store)
-        finally:
-            living._history.close()
+    with open_base(StateFolder(root)) as base, LivingNode(base) as living:
+        yield Site(living, base.store)
 
 
 @asynccontextmanager
@@ -142,14 +139,13 @@ async def running(*sites: Site) -> AsyncIterator[None]:
 
 async def _serve(site: Site) -> None:
     with site.scope:
-        listeners = await site.mesh.listen()
+        listener = await site.mesh.listen()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(site.mesh.run, listeners)
-                nursery.start_soon(site.living._run_jobs, trio.Event())
+                nursery.start_soon(site.mesh.run, listener)
+                nursery.start_soon(site.living.run_jobs, trio.Event())
         finally:
-            for listener in listeners:
-                listener.socket.close()
+            listener.close()
 
 
 def trust(one: Site, other: Site, *, address: str | None = None) -> None:

@@ -20,7 +20,7 @@ from typing import Final
 
 import trio
 
-from replicator.net.pairing import split_address
+from replicator.net.address import split_address
 
 _PIECE: Final = 16 * 1024
 _BUFFER_S: Final = 0.1

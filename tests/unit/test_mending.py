@@ -34,6 +34,9 @@ class Sick:
     def broken(self) -> list[Fault]:
         return list(self.faults)
 
+    def end_owed_lines(self) -> None:
+        """Its audit has all its lines."""
+
     async def heal(self, faults: Sequence[Fault]) -> Healed:
         self.asked += [int.from_bytes(one.block_id, "big") for one in faults]
         healed = [one for one in faults if one.block_id in self.mendable]

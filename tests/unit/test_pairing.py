@@ -11,7 +11,8 @@ from protocol.ids import SiteId
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.peers import plain_name
 from replicator.core.errors import UsageError
-from replicator.net.pairing import PairingCode, split_address
+from replicator.net.address import split_address
+from replicator.net.pairing import PairingCode
 from tests.support.clocks import FakeWallClock
 
 CODE = PairingCode(("192.0.2.7:7421", "[2001:db8::1]:7421"), SiteId(bytes(range(32))), b"i" * 16, b"s" * 16)

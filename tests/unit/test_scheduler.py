@@ -68,7 +68,7 @@ def sync(next_try_ns: int) -> SiteSync:
 
 @given(failures=st.integers(0, 100))
 def test_a_failed_sync_is_tried_again_after_its_pause_and_not_before(failures: int) -> None:
-    at = next_try_ns(NOW, failures)
+    at = next_try_ns(NOW, failures, jitter=0.5)
     assert not may_try(sync(at), NOW) and may_try(sync(at), at)
 
 

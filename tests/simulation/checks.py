@@ -1,0 +1,166 @@
+"""What must be true: always, and when it is quiet. The product is looked at from outside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from protocol.limits import MIB
+from replicator.catalog.model import Snapshot
+from replicator.core.errors import BlockMissing, ReplicatorError
+from replicator.testing.site import MemorySite
+from tests.simulation.mishaps import has_other_copy, is_sound
+from tests.simulation.model import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+_QUEUED_MAX = 6 * MIB
+"""A link's own bound a stream, and the frames that are being made."""
+_BRIEFLY_S = 30.0
+_PENDING_MAX = 64 * 1024 * 1024
+
+
+def check_always(world: World) -> None:
+    """Memory stays inside its bounds. Raises `Violation`."""
+    for site in world.sites:
+        if not site.is_up:
+            continue
+        for link in site.node.mesh.connected():
+            for stream in list(link._streams.values()):
+                queued = link.connection.queued_bytes(stream.number) if link.connection.is_open(stream.number) else 0
+                if queued > _QUEUED_MAX:
+                    raise Violation(f"{site.name} has {queued} bytes queued on one stream to {link.name}")
+        assert site.machine.store is not None
+        if site.machine.store.pending_bytes() > _PENDING_MAX:
+            raise Violation(f"{site.name} has {site.machine.store.pending_bytes()} bytes that were never committed")
+
+
+async def check_quiet(world: World) -> None:
+    """Raises `Violation`."""
+    if world.problems:
+        raise Violation(world.problems[0])
+    for site in world.sites:
+        _check_kept(world, site)
+        await _check_restores(world, site)
+        _check_audit(world, site)
+        await _check_rest(site)
+    await _check_convergence(world)
+
+
+def _check_kept(world: World, site: MemorySite) -> None:
+    """Every acknowledged snapshot is there, unless an operator or a rule let it go."""
+    model = world.model(site)
+    here = {snapshot.snapshot_id for snapshot in site.catalog.snapshots()}
+    for name, snapshot in model.seen.items():
+        if name in here:
+            continue
+        if name in model.held:
+            raise Violation(f"{site.name} lost {_name(snapshot)} although it is held")
+        if name not in model.deleted and not _may_be_pruned(world, site, snapshot):
+            raise Violation(f"{site.name} has acknowledged {_name(snapshot)} and does not have it")
+    for snapshot in site.catalog.snapshots():
+        if snapshot.snapshot_id in model.held and not snapshot.held:
+            raise Violation(f"{site.name} forgot that {_name(snapshot)} is held")
+
+
+def _may_be_pruned(world: World, site: MemorySite, snapshot: Snapshot) -> bool:
+    """Whether the keep rule has room for it no more: only its own origin has a rule, and the newest always stay."""
+    record = snapshot.record
+    path = world.model(site).paths.get(record.volume_id)
+    keeps = [one.keep for one in world.volumes_of(site) if one.path == path and one.every_s]
+    if record.origin != site.machine.identity.site_id or not keeps or not keeps[0]:
+        return False
+    newer = [
+        one
+        for one in world.model(site).seen.values()
+        if one.record.volume_id == record.volume_id and one.record.sequence > record.sequence
+    ]
+    return len(newer) >= keeps[0]
+
+
+async def _check_restores(world: World, site: MemorySite) -> None:
+    """Every snapshot that is there can be given back, byte for byte, if anybody still has the bytes."""
+    versions: dict[bytes, list[tuple[int, int]]] = {}
+    for snapshot in site.catalog.snapshots():
+        try:
+            content = await site.restore(snapshot.snapshot_id.hex())
+        except BlockMissing as error:
+            _excuse(world, site, snapshot, error)
+            continue
+        except ReplicatorError as error:
+            raise Violation(f"{site.name} cannot give back {_name(snapshot)}: {error}") from error
+        number = world.contents.check(content, f"{site.name}: {_name(snapshot)}")
+        versions.setdefault(snapshot.record.volume_id, []).append((snapshot.record.sequence, number))
+    for found in versions.values():
+        if [number for _, number in sorted(found)] != sorted(number for _, number in found):
+            raise Violation(f"{site.name} gives an older version back for a newer snapshot: {sorted(found)}")
+
+
+def _excuse(world: World, site: MemorySite, snapshot: Snapshot, error: BlockMissing) -> None:
+    block = error.block_id
+    if has_other_copy(world, site, block):  # type: ignore[arg-type]
+        raise Violation(f"{site.name} cannot give back {_name(snapshot)}, and a peer has block {block.hex()[:12]}")
+    hit = [one.name for one in world.sites if block in world.model(one).damaged]
+    if site.name not in hit:
+        raise Violation(f"{site.name} cannot give back {_name(snapshot)}: block {block.hex()[:12]} is gone, unharmed")
+    world.trace.note(f"{site.name} has rightly lost {block.hex()[:12]}")
+
+
+def _check_audit(world: World, site: MemorySite) -> None:
+    """Each line has its end; and whoever was served has a line for it as well."""
+    lines = site.catalog.repairs(limit=10_000)
+    for line in lines:
+        if line.outcome == "asking":
+            raise Violation(f"{site.name}: an audit line about {line.block_id.hex()[:12]} has no end")
+        if line.role == "asked" and line.outcome == "healed":
+            world.sometimes("block healed")
+            if line.kind == 1:
+                world.sometimes("manifest healed")
+            if line.kind == 2:
+                world.sometimes("record healed")
+            other = world.mesh.sites.get(line.peer)
+            if other is None or other.name in world.ever_crashed or other.name in world.ever_full:
+                continue  # It may have been switched off, or had no room, between the last byte and its line.
+            served = {one.block_id for one in other.catalog.repairs(limit=10_000) if one.role == "served"}
+            if line.block_id not in served:
+                raise Violation(f"{other.name} healed a block of {site.name} and has no line about it")
+        if line.outcome == "nobody has it":
+            world.sometimes("nobody has it")
+    for block in site.blocks():
+        if not is_sound(site, block):
+            raise Violation(f"{site.name} has scrubbed, and still counts {block.hex()[:12]} as sound")
+
+
+async def _check_rest(site: MemorySite) -> None:
+    """Nothing is left over from work that has ended. Sites go on telling each other how they are, each time briefly."""
+    store = site.machine.store
+    assert store is not None
+    for link in site.node.mesh.connected():
+        with trio.move_on_after(_BRIEFLY_S):
+            while link._streams:  # noqa: ASYNC110  (a stream's end has no event)
+                await trio.sleep(0.05)
+        if link._streams:
+            raise Violation(f"{site.name} still has {len(link._streams)} streams to {link.name} when nobody works")
+    if holders := store.leases.holders():
+        raise Violation(f"{site.name} still has leases when nobody works: {holders}")
+
+
+async def _check_convergence(world: World) -> None:
+    """Who has signed for a snapshot has it, and summaries agree."""
+    for site in world.sites:
+        receipts = site.catalog.receipts()
+        for snapshot in site.catalog.snapshots():
+            for peer_id in [peer for name, peer in receipts if name == snapshot.snapshot_id]:
+                other = next((one for one in world.sites if one.machine.identity.site_id == peer_id), None)
+                if other is None or other.catalog.has_snapshot(snapshot.snapshot_id):
+                    continue
+                model = world.model(other)
+                if snapshot.snapshot_id not in model.deleted and not model.lost_catalogs:
+                    raise Violation(f"{other.name} has signed for {_name(snapshot)} of {site.name} and lacks it")
+
+
+def _name(snapshot: Snapshot) -> str:
+    record = snapshot.record
+    return f"{record.volume_name}#{record.sequence} ({record.snapshot_id.hex()[:8]})"

@@ -1,0 +1,170 @@
+"""Negative controls: the product broken on purpose, one guard at a time. The simulation has to find each.
+
+A simulation that finds nothing may be a good product or a blind simulation. Each control takes
+one guard away, as a careless change would, and says within how many seeds that has to show.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+from unittest.mock import patch
+
+import lz4.block
+
+from protocol.ids import BlockId
+from protocol.wire.envelope import HEADER_BYTES, Buffer, Codec, Header, parse_header
+from protocol.wire.hashing import Kind, block_id
+from replicator.catalog.catalog import Catalog
+from replicator.core.throttle import TokenBucket
+from replicator.jobs import snapshot as snapshot_module
+from replicator.jobs.collection import CollectionJobs
+from replicator.repair.ask import Healer
+from replicator.repair.scrub import Scrubber
+from replicator.store.leases import Leases
+from replicator.store.ports import Lease
+from replicator.sync.receive import _Session, store_record
+from replicator.testing.blocks import MachineStore
+from tests.simulation.plan import Faults, make_plan
+from tests.simulation.world import Outcome, run_plan
+
+
+def _unproven(data: Buffer, at: int = 0) -> tuple[Header, Buffer]:
+    """Open a sealed block and believe it."""
+    header = parse_header(data, at)
+    payload = memoryview(data)[at + HEADER_BYTES : at + header.sealed_bytes]
+    if header.codec == Codec.LZ4:
+        try:
+            return header, lz4.block.decompress(payload, uncompressed_size=header.body_bytes)
+        except lz4.block.LZ4BlockError:
+            return header, bytes(header.body_bytes)
+    return header, payload
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _have_without_lifting(self: MachineStore, lease: Lease, ids: Sequence[BlockId]) -> set[BlockId]:
+    self.leases.check(lease)
+    return {block for block in ids if block in self._pending or block in self.disk.rows}
+
+
+async def _publish_before_commit(self: _Session, signed: bytes) -> None:
+    ports = self._ports
+    ports.catalog.add_snapshot(signed, block_id(Kind.RECORD, signed))
+    await ports.offload.run(ports.store.commit, self._lease)
+    await ports.offload.run(store_record, ports.store, self._lease, signed)
+
+
+async def _mark_all_but_the_newest(self: CollectionJobs, progress: Any) -> Any:
+    honest = Catalog.snapshots
+    with patch.object(Catalog, "snapshots", lambda catalog, volume_id=None: honest(catalog, volume_id)[:-1]):
+        return await _MARK(self, progress)
+
+
+_MARK = CollectionJobs._mark
+
+
+def _delete_whatever(self: Catalog, ids: Sequence[bytes]) -> None:
+    with self.db.write() as connection:
+        connection.executemany("DELETE FROM snapshots WHERE snapshot_id = ?", [(one,) for one in ids])
+
+
+def _without_holds(*values: Any) -> Any:
+    return _CANDIDATE(*values[:-1], "")
+
+
+_CANDIDATE = snapshot_module.Candidate
+
+
+async def _careless(self: Scrubber, faults: Any, report: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A guard that is taken away."""
+
+    patches: Callable[[], list[Any]]
+    seeds_max: int
+    """Within so many worlds it has to show."""
+    faults: Faults | None = None
+    """What goes wrong in them; None for whatever the seeds say."""
+    deeds: Mapping[str, int] | None = None
+    """What is done in them, by weight; None for the usual mixture."""
+
+
+_CRASHES: Final = Faults(crashes=1, crashes_at_steps=3)
+_CARELESS: Final = Faults(deletes=3)
+_HOLDING: Final = {"snapshot": 10, "hold": 30}
+_TIDY: Final = {"change": 20, "snapshot": 20, "collect": 25, "collect_all": 15}
+"""Much that is taken, and let go again, at the same time."""
+CONTROLS: Final[dict[str, Control]] = {
+    "a commit that does not flush": Control(lambda: [patch.object(MachineStore, "commit", _nothing)], 10, _CRASHES),
+    "acknowledged before the commit": Control(
+        lambda: [patch.object(_Session, "publish", _publish_before_commit)], 40, _CRASHES
+    ),
+    "blocks believed when read and when received": Control(
+        lambda: [patch("replicator.store.memory.unseal", _unproven), patch("replicator.sync.fetch.unseal", _unproven)],
+        20,
+    ),
+    "a sentence that is not lifted": Control(
+        lambda: [patch.object(MachineStore, "have", _have_without_lifting)], 60, Faults(deletes=3, clogs=3), _TIDY
+    ),
+    "a collection that waits for no writer": Control(
+        lambda: [patch.object(Leases, "oldest_epoch", lambda self: self.epoch + 1)],
+        60,
+        Faults(deletes=3, clogs=3),
+        _TIDY,
+    ),
+    "a mark that misses the newest snapshot": Control(
+        lambda: [patch.object(CollectionJobs, "_mark", _mark_all_but_the_newest)], 10, Faults()
+    ),
+    "a delete that looks at no hold": Control(
+        lambda: [patch.object(Catalog, "delete_snapshots", _delete_whatever)], 20, _CARELESS, _HOLDING
+    ),
+    "a keep rule that looks at no hold": Control(
+        lambda: [
+            patch.object(snapshot_module, "Candidate", _without_holds),
+            patch.object(Catalog, "delete_snapshots", _delete_whatever),
+        ],
+        20,
+        Faults(),
+        _HOLDING,
+    ),
+    "a bandwidth rule that counts nothing": Control(
+        lambda: [patch.object(TokenBucket, "take", _nothing)], 10, Faults()
+    ),
+    "a repair without its line": Control(
+        lambda: [patch.object(Healer, "_end_lines", _nothing)], 10, Faults(rots=3, losses=3)
+    ),
+    "a scrub that takes no care": Control(
+        lambda: [patch.object(Scrubber, "_take_care", _careless)], 10, Faults(rots=3, losses=3)
+    ),
+    "a receipt that is never kept": Control(lambda: [patch.object(Catalog, "add_receipt", _nothing)], 5, Faults()),
+}
+
+
+@contextmanager
+def broken(name: str) -> Iterator[None]:
+    """The product without that guard."""
+    patches = CONTROLS[name].patches()
+    for one in patches:
+        one.start()
+    try:
+        yield
+    finally:
+        for one in reversed(patches):
+            one.stop()
+
+
+def seeds_until_found(name: str, *, first: int = 1) -> tuple[int, Outcome | None]:
+    """How many worlds it takes until the missing guard shows, and the world that shows it; None if none does."""
+    control = CONTROLS[name]
+    with broken(name):
+        for count in range(1, control.seeds_max + 1):
+            outcome = run_plan(make_plan(first + count - 1, faults=control.faults, deeds=control.deeds))
+            if outcome.problem:
+                return count, outcome
+    return control.seeds_max, None

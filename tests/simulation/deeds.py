@@ -1,0 +1,194 @@
+"""What users and operators do, through the same verbs that the API calls."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from replicator.api.schema import ThrottleRequest
+from replicator.catalog.model import Snapshot
+from replicator.core.errors import Held
+from replicator.testing.site import MemorySite
+from tests.simulation.plan import Step
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+Deed = Callable[["World", Step], Awaitable[None]]
+
+
+def chosen(site: MemorySite, step: Step) -> Snapshot | None:
+    """Some snapshot that is at the site."""
+    found = site.catalog.snapshots() if site.is_up else []
+    return found[step.pick % len(found)] if found else None
+
+
+async def _change(world: World, step: Step) -> None:
+    if world.plan.volumes:
+        volume = world.plan.volumes[step.pick % len(world.plan.volumes)]
+        sources = world.site(volume.site).sources
+        sources[volume.path] = world.contents.change(sources[volume.path], random.Random(step.pick))  # type: ignore[arg-type]
+
+
+async def _snapshot(world: World, step: Step) -> None:
+    volume = world.plan.volumes[step.pick % len(world.plan.volumes)]
+    site = world.site(volume.site)
+    await world.attempt(site, "snapshot", lambda: site.snapshot(volume.path))
+
+
+async def _snapshot_all(world: World, step: Step) -> None:
+    site = world.site(world.plan.volumes[step.pick % len(world.plan.volumes)].site)
+    await world.attempt(site, "snapshot all", lambda: site.job("snapshot"))
+
+
+async def restore_and_check(world: World, site: MemorySite, snapshot: Snapshot) -> bool:
+    """Give a snapshot back and compare. Raises `Violation`, and whatever keeps it from being given back."""
+    content = await site.restore(snapshot.snapshot_id.hex())
+    world.contents.check(content, f"{site.name}: {snapshot.record.volume_name} {snapshot.snapshot_id.hex()[:8]}")
+    return True
+
+
+async def _restore(world: World, step: Step) -> None:
+    site = world.site(step.site)
+    if (snapshot := chosen(site, step)) is None:
+        return
+    healed_before = _healed(site)
+    done = await world.attempt(site, "restore", lambda: restore_and_check(world, site, snapshot))
+    if done and site.is_up and _healed(site) > healed_before:
+        world.sometimes("healed while restoring")
+
+
+def _healed(site: MemorySite) -> int:
+    return site.catalog.repair_counts().get(("asked", "healed"), 0)
+
+
+def _job(kind: str, **args: Any) -> Deed:
+    async def deed(world: World, step: Step) -> None:
+        site = world.site(step.site)
+        await world.attempt(site, kind, lambda: site.job(kind, **args))
+
+    return deed
+
+
+async def _audit(world: World, step: Step) -> None:
+    site, other = world.site(step.site), world.site(step.other)
+    if (snapshot := chosen(site, step)) is not None:
+        await world.attempt(
+            site, "audit", lambda: site.job("audit", snapshot=snapshot.snapshot_id.hex(), peer=other.name)
+        )
+
+
+async def _hold(world: World, step: Step) -> None:
+    site = world.site(step.site)
+    if (snapshot := chosen(site, step)) is not None:
+        done = await world.attempt_now(site, "hold", lambda: site.view.hold(snapshot.snapshot_id.hex(), "a reason"))
+        if done is not None:
+            world.model(site).held[snapshot.snapshot_id] = "a reason"
+
+
+async def _release(world: World, step: Step) -> None:
+    site = world.site(step.site)
+    held = sorted(world.model(site).held)
+    if held:
+        one = held[step.pick % len(held)]
+        # From here on it may go; if the release is cut, it merely stays held.
+        world.model(site).held.pop(one)
+        await world.attempt_now(site, "release", lambda: site.view.hold(one.hex(), ""))
+
+
+async def delete(world: World, step: Step) -> None:
+    """An operator deletes: a snapshot that is held must not go."""
+    site = world.site(step.site)
+    if (snapshot := chosen(site, step)) is None:
+        return
+    name = snapshot.snapshot_id
+    is_held = name in world.model(site).held
+
+    def deed() -> dict[str, Any] | None:
+        try:
+            return site.view.delete_snapshot(name.hex())
+        except Held:
+            world.sometimes("hold refused a delete")
+            return None
+
+    if not is_held:
+        world.model(site).deleted.add(name)
+    if await world.attempt_now(site, "delete", deed) is not None:
+        world.sometimes("deleted")
+        if is_held:
+            world.note_problem(f"{site.name} deleted a snapshot that is held")
+
+
+async def _pause(world: World, step: Step) -> None:
+    site = world.site(step.site)
+    syncs = site.catalog.syncs() if site.is_up else []
+    if syncs:
+        sync = syncs[step.pick % len(syncs)]
+        await world.attempt_now(site, "pause", lambda: site.view.syncs.pause(sync.sync_id, paused=True))
+        world.sometimes("sync paused")
+
+
+async def _resume(world: World, step: Step) -> None:
+    site = world.site(step.site)
+    for sync in site.catalog.syncs() if site.is_up else []:
+        await world.attempt_now(site, "resume", lambda sync=sync: site.view.syncs.pause(sync.sync_id, paused=False))  # type: ignore[misc]
+
+
+async def _throttle(world: World, step: Step) -> None:
+    site = world.site(step.site)
+    rate = (0, 30_000, 300_000)[step.pick % 3]
+    world.paces[site.name].set_rate(max(rate, world.paces[site.name].rate_bytes) if rate else 0)
+    request = ThrottleRequest(out_bytes_per_s=rate)
+    if await world.attempt_now(site, "throttle", lambda: site.view.mesh.throttle(request)) is not None:
+        world.paces[site.name].set_rate(rate)
+
+
+async def _cancel(world: World, step: Step) -> None:
+    site = world.site(step.site)
+    running = site.node.jobs.running() if site.is_up else []
+    if running:
+        job = running[step.pick % len(running)].row.job_id
+        await world.attempt_now(site, "cancel", lambda: site.view.cancel(job))
+
+
+async def _undo(world: World, step: Step) -> None:
+    site = world.site(step.site)
+    await world.attempt(site, "undo", lambda: site.job("gc", undo=True))
+
+
+async def _rejoin(world: World, step: Step) -> None:
+    """A code is used by the right site, and then by another one."""
+    site, other = world.site(step.site), world.site(step.other)
+    third = world.site((step.site + step.other) % world.plan.sites)
+    code = await world.attempt_now(site, "invite", lambda: site.view.invite(minutes=5)["code"])
+    if code is None or third in (site, other):
+        return
+    if (site.name, other.name) in world.known_pairs():
+        await world.attempt(other, "join", lambda: other.view.join(code))
+        await world.attempt(third, "join again", lambda: third.view.join(code))
+
+
+DEEDS: dict[str, Deed] = {
+    "change": _change,
+    "snapshot": _snapshot,
+    "snapshot_all": _snapshot_all,
+    "restore": _restore,
+    "scrub": _job("scrub"),
+    "repair": _job("repair"),
+    "collect": _job("gc"),
+    "collect_all": _job("gc", grace_s=0),
+    "undo": _undo,
+    "verify": _job("verify"),
+    "audit": _audit,
+    "hold": _hold,
+    "release": _release,
+    "delete": delete,
+    "pause": _pause,
+    "resume": _resume,
+    "throttle": _throttle,
+    "cancel": _cancel,
+    "rejoin": _rejoin,
+}
+
+__all__ = ["DEEDS", "chosen", "delete", "restore_and_check"]

@@ -1,0 +1,116 @@
+"""The end of a round: faults stop, operators put right what only they can, and all work comes to an end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from replicator.jobs.due import pending_snapshots
+from replicator.testing.site import MemorySite
+from tests.simulation.mishaps import start_again
+from tests.simulation.model import Violation
+from tests.simulation.watch import read_history
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+_LINK_S = 120.0
+_SETTLE_S = 900.0
+"""Longer than any pause that the product makes before it tries again."""
+
+
+async def become_quiet(world: World) -> None:
+    """Raises `Violation` if the mesh does not come to rest."""
+    world.trace.note("quiet")
+    _stop_faults(world)
+    for site in world.sites:
+        await site_is_up(world, site)
+    world.look()
+    await _pair_again(world)
+    for site in world.sites:
+        world.set_standing(site, lively=False)
+        for sync in site.catalog.syncs():
+            site.view.syncs.pause(sync.sync_id, paused=False)
+    await _settle(world, "jobs", lambda: [s.name for s in world.sites if _busy(s)])
+    for _ in range(2):  # What the first could not heal, because its peer's copy was broken too, the second can.
+        for site in world.sites:
+            _check_scrub(world, site, await site.job("scrub"))
+    await _settle(world, "syncs", lambda: [_waits_for(site) for site in world.sites if _waits_for(site)])
+    await _settle(world, "jobs", lambda: [s.name for s in world.sites if _busy(s)])
+    world.look()
+    read_history(world)
+
+
+async def site_is_up(world: World, site: MemorySite) -> None:
+    if site.is_up and not site.down.is_set():
+        return
+    await site.down.wait()
+    await start_again(world, site)
+
+
+def _stop_faults(world: World) -> None:
+    network = world.mesh.network
+    for path in network.paths():
+        path.is_blocked, path.rate_bytes = False, 0
+    network.changed()
+    for site in world.sites:
+        machine = site.machine
+        machine.disk.bytes_max = None
+        machine.databases.is_full = False
+        machine.clock.skew_s = 0.0
+        machine.power.cut_at = None
+        if machine.store is not None:
+            machine.store.__dict__.pop("read_sealed", None)
+
+
+async def _pair_again(world: World) -> None:
+    """Who has revoked a peer, or has lost its catalogue, trusts again: that takes a person on both sides."""
+    for a, b in world.plan.pairs:
+        one, other = world.site(a), world.site(b)
+        known = {peer.name for peer in one.catalog.peers.all()}, {peer.name for peer in other.catalog.peers.all()}
+        if other.name not in known[0] or one.name not in known[1]:
+            code = one.view.invite(minutes=10)["code"]
+            await other.view.join(code)
+            world.sometimes("paired again")
+        for here, there in ((one, other), (other, one)):
+            try:
+                await here.node.mesh.wait_link(there.machine.identity.site_id, seconds=_LINK_S)
+            except Exception as error:
+                raise Violation(f"{here.name} and {there.name} do not find each other again: {error}") from error
+
+
+def _check_scrub(world: World, site: MemorySite, report: dict[str, Any]) -> None:
+    """Nothing may be broken but what a fault has hit: a peer that mends what we lost by ourselves would hide it."""
+    model = world.model(site)
+    if model.lost_catalogs:
+        return  # What was deleted before, and half collected, may have come back with the records.
+    for fault in report["faults"]:
+        if bytes.fromhex(fault["block"]) not in model.damaged:
+            raise Violation(f"{site.name} had {fault['block'][:12]} {fault['cause']}, and no fault has hit it")
+
+
+def _busy(site: MemorySite) -> bool:
+    return bool(site.node.jobs.running())
+
+
+def _waits_for(site: MemorySite) -> str:
+    """Which syncs of a site are not done, for people."""
+    catalog = site.catalog
+    receipts = catalog.receipts()
+    waiting = [
+        f"{site.name}>{catalog.peers.name_of(sync.peer)}: {len(pending)} ({sync.last_error})"
+        for sync in catalog.syncs()
+        if (pending := pending_snapshots(catalog, sync, receipts))
+    ]
+    return "; ".join(waiting)
+
+
+async def _settle(world: World, what: str, still: object) -> None:
+    assert callable(still)
+    with trio.move_on_after(_SETTLE_S):
+        while still():
+            await trio.sleep(0.5)
+            world.look()
+        return
+    raise Violation(f"{what} have not come to an end: {still()}")

@@ -1,0 +1,55 @@
+"""Markers that no log line tells of: seen by looking at running nodes now and then, and at their history."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from replicator.net.pacing import OUT
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+
+def watch(world: World) -> None:
+    """What is going on at this moment."""
+    for site in world.sites:
+        if not site.is_up:
+            continue
+        mesh = site.node.mesh
+        if mesh.pacing.node[OUT].statistics().waited_s:
+            world.sometimes("throttle waited")
+        if any("nobody listens" in error for error in mesh.dial_errors.values()):
+            world.sometimes("dial refused")
+        for view in site.node.jobs.running():
+            if view.progress is not None and "the link broke" in view.progress.phase:
+                world.sometimes("sync waited for a link")
+
+
+def read_history(world: World) -> None:
+    """What the jobs of a round have said of themselves."""
+    for site in world.sites:
+        failed: set[str] = set()
+        for view in reversed(site.node.jobs.views(limit=1000)):
+            row = view.row
+            if row.kind != "sync":
+                continue
+            name = row.args["sync"]
+            if row.state == "failed":
+                failed.add(name)
+            elif row.state == "done" and row.result is not None:
+                if row.result["sent"] and name in failed:
+                    world.sometimes("sync after a failure")
+                if row.result["direction"] == "pull":
+                    if row.result["sent"]:
+                        world.sometimes("pulled")
+                    continue
+                for sent in row.result["sent"]:
+                    if not sent["round_trips"]:
+                        world.sometimes("offered again")
+                    else:
+                        world.sometimes("received from a base" if sent["from_base"] else "received from nothing")
+        receipts = site.catalog.receipts()
+        for snapshot in site.catalog.snapshots():
+            foreign = snapshot.record.origin != site.machine.identity.site_id
+            if foreign and any(name == snapshot.snapshot_id for name, _ in receipts):
+                world.sometimes("passed on")

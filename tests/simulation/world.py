@@ -1,0 +1,290 @@
+"""One world: real nodes on memory, a plan of what happens to them, and a look at all of it when it is quiet.
+
+A round is lively first: users do things, faults happen, both at the moments that the plan says. Then the
+faults stop, what is down is started, operators put right what only they can, and when nothing moves any more
+every promise is checked (`checks`). Nothing in a node knows that it is being simulated.
+"""
+
+import random
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+import trio
+
+from replicator.api.schema import SyncRequest
+from replicator.catalog.records import SnapshotRecord
+from replicator.core.errors import ReplicatorError
+from replicator.ingest.config import IngestConfig
+from replicator.testing.determinism import run_in_virtual_time
+from replicator.testing.mesh import MemoryMesh
+from replicator.testing.power import PowerCut
+from replicator.testing.site import MemorySite
+from tests.simulation.checks import check_always, check_quiet
+from tests.simulation.deeds import DEEDS
+from tests.simulation.markers import Markers
+from tests.simulation.mishaps import MISHAPS
+from tests.simulation.model import SiteModel, Sources, Violation
+from tests.simulation.pace import PaceWatch
+from tests.simulation.plan import ACTIVE_S, Plan, Step, Volume, make_plan
+from tests.simulation.quiet import become_quiet
+from tests.simulation.trace import Trace
+from tests.simulation.watch import watch
+
+T = TypeVar("T")
+_BUGS = frozenset(("job.bug", "worker.bug", "link.bug", "api.bug"))
+"""What the product itself calls a mistake of ours."""
+SMALL = IngestConfig(
+    image_block_bytes=4096,
+    piece_bytes_min=1024,
+    piece_bytes_beyond_min=2048,
+    piece_bytes_max=8192,
+    batch_bytes=16 * 1024,
+    commit_bytes=48 * 1024,
+)
+"""Everything in small, so that each border is crossed often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a world went."""
+
+    seed: int
+    problem: str
+    """Empty if every promise held."""
+    digest: str
+    virtual_s: float
+    lines: int
+    markers: Markers
+
+
+class World:
+    """A mesh with its model. The steps and checks are functions over this."""
+
+    def __init__(self, plan: Plan, *, show: Callable[[str], None] | None = None) -> None:
+        self.plan = plan
+        self.chance = random.Random(f"world {plan.seed}")
+        self.trace = Trace(show)
+        self.markers = Markers()
+        self.contents = Sources(plan.seed)
+        self.mesh = MemoryMesh(plan.seed, ingest=SMALL, pause_s=self._pause_s)
+        self.models: dict[str, SiteModel] = {}
+        self.paces: dict[str, PaceWatch] = {}
+        self.problems: list[str] = []
+        self.is_lively = False
+        self.ever_crashed: set[str] = set()
+        self.ever_full: set[str] = set()
+
+    # -- names ----------------------------------------------------------------------------
+
+    def site(self, number: int) -> MemorySite:
+        return self.mesh.sites[f"site-{number}"]
+
+    @property
+    def sites(self) -> list[MemorySite]:
+        return list(self.mesh.sites.values())
+
+    def model(self, site: MemorySite) -> SiteModel:
+        return self.models[site.name]
+
+    def known_pairs(self) -> set[tuple[str, str]]:
+        """Who may be asked by whom: the plan's pairs, both ways about."""
+        return {(f"site-{x}", f"site-{y}") for a, b in self.plan.pairs for x, y in ((a, b), (b, a))}
+
+    def volumes_of(self, site: MemorySite) -> list[Volume]:
+        return [one for one in self.plan.volumes if self.site(one.site) is site]
+
+    def sometimes(self, name: str) -> None:
+        self.markers.sometimes(name)
+
+    # -- being careful --------------------------------------------------------------------
+
+    async def attempt(self, site: MemorySite, what: str, deed: Callable[[], Awaitable[T]]) -> T | None:
+        """Do something at a site; None if it says no, or goes down meanwhile."""
+        if not site.is_up:
+            return None
+        answer: list[T] = []
+        down = site.down
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def watch() -> None:
+                    await down.wait()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(watch)
+                answer.append(await deed())
+                nursery.cancel_scope.cancel()
+        except* PowerCut:
+            self.trace.note(f"{site.name} {what}: off")
+        except* (ReplicatorError, trio.TooSlowError) as group:
+            self.trace.note(f"{site.name} {what}: {_first(group)!r}")
+        return answer[0] if answer else None
+
+    async def attempt_now(self, site: MemorySite, what: str, deed: Callable[[], T]) -> T | None:
+        """The same for what takes no time."""
+
+        async def later() -> T:
+            return deed()
+
+        return await self.attempt(site, what, later)
+
+    def note_problem(self, problem: str) -> None:
+        self.trace.note(f"PROBLEM {problem}")
+        self.problems.append(problem)
+
+    # -- seeing ---------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Write down every snapshot that is acknowledged now."""
+        for site in self.sites:
+            if site.is_up:
+                model = self.model(site)
+                for volume in site.catalog.volumes():
+                    if volume.path is not None:
+                        model.paths[volume.volume_id] = volume.path.decode()
+                for snapshot in site.catalog.snapshots():
+                    if snapshot.snapshot_id not in model.seen:
+                        model.seen[snapshot.snapshot_id] = snapshot
+                        self._note_taken(site, snapshot.record)
+
+    def _note_taken(self, site: MemorySite, record: SnapshotRecord) -> None:
+        if record.origin == site.machine.identity.site_id:
+            self.sometimes(f"snapshot of {'a tree' if record.kind == 'tree' else 'an image'}")
+            if record.system_id:
+                self.sometimes("snapshot of several volumes")
+
+    def _read_log(self, _: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        name = str(event.pop("event"))
+        shown = {key: value for key, value in event.items() if key not in ("exc_info", "took_s")}
+        self.trace.note(f"{name} {shown}")
+        self.markers.read(name, event)
+        if name in _BUGS:
+            self.note_problem(f"{name}: {''.join(traceback.format_exception(sys.exception()))}")
+        raise structlog.DropEvent
+
+    def _read_wire(self, source: str, target: str, data: bytes) -> None:
+        self.trace.note_bytes(source, target, data)
+        excess = self.paces[source].note(data, trio.current_time())
+        if excess > 0:
+            self.note_problem(f"{source} sends {excess:.0f} bytes more than its rule allows")
+
+    # -- life -----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Raises `Violation`."""
+        structlog.configure(processors=[self._read_log], cache_logger_on_first_use=False)
+        self.mesh.network.on_write = self._read_wire
+        self.mesh.network.fragment = self.plan.faults.fragments
+        try:
+            async with self.mesh:
+                await self._found()
+                for number in range(self.plan.rounds):
+                    await self._live(number)
+                    await become_quiet(self)
+                    await check_quiet(self)
+        finally:
+            structlog.reset_defaults()
+
+    async def _found(self) -> None:
+        """Make the sites, pair them, and give them their standing work."""
+        for number in range(self.plan.sites):
+            name, rate = f"site-{number}", self.plan.rates[number]
+            self.models[name] = SiteModel()
+            self.paces[name] = PaceWatch(rate)
+            await self.mesh.add(name, rate_out=f"{rate}B/s" if rate else "none", gc_grace="30s")
+        for a, b in self.plan.pairs:
+            for source, target in ((a, b), (b, a)):
+                path = self.mesh.network.path(f"site-{source}", f"site-{target}")
+                path.delay_s, path.jitter_s = self.plan.faults.delay_s, self.plan.faults.jitter_s
+            await self.mesh.pair(self.site(a), self.site(b))
+        for volume in self.plan.volumes:
+            self.site(volume.site).sources[volume.path] = self.contents.make(volume.kind, self.chance)
+        for site in self.sites:
+            self.set_standing(site, lively=True)
+
+    def _pause_s(self) -> float:
+        """How long a worker thread takes: so that what was begun first may end last."""
+        return self.chance.choice((0.0, 0.0005, 0.004, 0.03))
+
+    def set_standing(self, site: MemorySite, *, lively: bool) -> None:
+        """The schedules and syncs of a site, as the plan has them. Quiet means a schedule that is not due for long."""
+        known = {peer.name for peer in site.catalog.peers.all()}
+        for volume in self.volumes_of(site):
+            to = [f"site-{number}" for number in volume.to if f"site-{number}" in known]
+            every_s = volume.every_s if lively or not volume.every_s else 10_000_000.0
+            site.protect(volume.path, every_s=every_s, keep=str(volume.keep) if volume.keep and every_s else "", to=to)
+        for source, target in self.plan.onward:
+            # Half of these are pushed, half are pulled.
+            here, there = (source, target) if (source + target) % 2 else (target, source)
+            if f"site-{here}" == site.name and f"site-{there}" in known:
+                pushes = here == source
+                site.view.syncs.add(SyncRequest(to=f"site-{there}") if pushes else SyncRequest(source=f"site-{there}"))
+
+    async def _live(self, number: int) -> None:
+        self.is_lively = True
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_looking)
+            for step in self.plan.steps:
+                if step.round == number:
+                    await trio.sleep_until(began + step.at_s)
+                    nursery.start_soon(self._do, step)
+            await trio.sleep_until(began + ACTIVE_S)
+            self.is_lively = False
+            nursery.cancel_scope.cancel()
+
+    async def _keep_looking(self) -> None:
+        while True:
+            self.look()
+            watch(self)
+            check_always(self)
+            await trio.sleep(0.5)
+
+    async def _do(self, step: Step) -> None:
+        self.trace.note(f"step {step.number} {step.verb} {step.site} {step.other} {step.amount:.3f}")
+        verb = DEEDS.get(step.verb) or MISHAPS[step.verb]
+        await verb(self, step)
+        self.look()
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    inner: BaseException = group
+    while isinstance(inner, BaseExceptionGroup):
+        inner = inner.exceptions[0]
+    return inner
+
+
+def run_plan(plan: Plan, *, show: Callable[[str], None] | None = None) -> Outcome:
+    """Run one world to its end, in virtual time."""
+    world = World(plan, show=show)
+    virtual: list[float] = []
+
+    async def main() -> None:
+        began = trio.current_time()
+        try:
+            await world.run()
+        finally:
+            virtual.append(trio.current_time() - began)
+
+    problem = ""
+    try:
+        run_in_virtual_time(main, seed=plan.seed)
+    except* Violation as group:
+        problem = str(_first(group))
+    except* Exception as group:  # noqa: BLE001  (a world that breaks down is a finding like any other)
+        problem = "".join(traceback.format_exception(_first(group)))
+    if world.problems:
+        problem = "\n".join([*world.problems, problem])
+    return Outcome(plan.seed, problem, world.trace.digest(), sum(virtual), world.trace.lines_count, world.markers)
+
+
+def run_seed(seed: int) -> Outcome:
+    """The world of a seed."""
+    return run_plan(make_plan(seed))
+
+
+__all__ = ["Outcome", "World", "run_plan", "run_seed"]

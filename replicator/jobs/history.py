@@ -63,6 +63,11 @@ class JobHistory:
     def close(self) -> None:
         self._db.close()
 
+    @property
+    def trouble(self) -> str:
+        """Why nothing is written into the table any more; empty while all is well."""
+        return self._db.poisoned
+
     def enter(self, job_id: str, kind: str, args: dict[str, Any]) -> JobRow:
         """Durably, if the disk lets us; an id that is there already keeps its first meaning."""
         fresh = JobRow(job_id, kind, args, "queued", self._clock.now_ns(), None, None, None, None)
@@ -149,7 +154,7 @@ def _open(path: Path) -> Database:
     """
     try:
         database = Database(path, _MIGRATIONS)
-        if (found := database.read().execute("PRAGMA quick_check(1)").fetchone()[0]) == "ok":
+        if not (found := database.check()):
             return database
         database.close()
     except sqlite3.DatabaseError as error:

@@ -21,6 +21,8 @@ from replicator.core.ports import WallClock
 
 EVERY_VOLUME = VolumeId(b"")
 """In a site sync: whatever is here, also what comes later and from elsewhere."""
+_DELETED_MAX: Final = 1_000_000
+"""Deletions that are remembered: a century of hourly snapshots of one volume, in 50 MB at most."""
 _EVERY_MOST_S: Final = 100 * 365 * 86_400
 """A peer may promise anything; a century is as good as never, and is a number that can be kept."""
 
@@ -29,8 +31,7 @@ def _open(path: Path) -> Database:
     """Raises `CatalogError` for a damaged file: half a catalogue would look like deleted snapshots."""
     try:
         database = Database(path, MIGRATIONS)
-        found = database.read().execute("PRAGMA quick_check(1)").fetchone()[0]
-        if found == "ok":
+        if not (found := database.check()):
             return database
         database.close()
     except sqlite3.DatabaseError as error:
@@ -109,6 +110,7 @@ class Catalog:
                 "INSERT OR IGNORE INTO volumes VALUES (?, ?, ?, ?, NULL, ?, '[]', ?)",
                 (record.volume_id, record.volume_name, record.kind, record.origin, record.block_bytes, now),
             )
+            connection.execute("DELETE FROM deleted WHERE record_block = ?", (record_block,))
             connection.execute(
                 "INSERT OR IGNORE INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, '')",
                 (
@@ -204,9 +206,24 @@ class Catalog:
         for snapshot_id in ids:
             if reason := self.snapshot(snapshot_id).held:
                 raise Held(f"Snapshot {snapshot_id.hex()[:12]} is held: {reason}.", hint="Release it first.")
+        now = self._clock.now_ns()
         with self.db.write() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO deleted SELECT record_block, ? FROM snapshots WHERE snapshot_id = ?",
+                [(now, one) for one in ids],
+            )
             connection.executemany("DELETE FROM snapshots WHERE snapshot_id = ?", [(one,) for one in ids])
+            connection.execute(
+                "DELETE FROM deleted WHERE at_ns < (SELECT at_ns FROM deleted ORDER BY at_ns DESC LIMIT 1 OFFSET ?)",
+                (_DELETED_MAX,),
+            )
         self._records.clear()
+
+    def unexplained_records(self, records: Sequence[BlockId]) -> list[BlockId]:
+        """Those of the store's record blocks that belong to no snapshot, known or deleted."""
+        rows = self.db.read().execute("SELECT record_block FROM snapshots UNION SELECT record_block FROM deleted")
+        explained = {row[0] for row in rows}
+        return [name for name in records if name not in explained]
 
     def hold(self, snapshot_id: bytes, reason: str) -> None:
         """Keep a snapshot from being removed; an empty reason lets go."""

@@ -70,4 +70,9 @@ MIGRATIONS: Final = (
     );
     CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
     """,
+    """
+    -- Records of snapshots that were deleted here on purpose: a record in the store that is neither in `snapshots`
+    -- nor here belongs to a snapshot that this file has forgotten, because it was lost or set back.
+    CREATE TABLE deleted (record_block BLOB PRIMARY KEY, at_ns INTEGER NOT NULL) WITHOUT ROWID;
+    """,
 )

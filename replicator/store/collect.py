@@ -24,6 +24,7 @@ one, and a hundred million blocks are 800 MB instead of ten times that.
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,6 +33,7 @@ import numpy.typing as npt
 
 from protocol.ids import BLOCK_ID_BYTES, BlockId
 from protocol.wire.envelope import parse_header
+from protocol.wire.hashing import Kind
 from replicator.core.errors import StoreFull
 from replicator.core.ports import WallClock
 from replicator.store.ledger import Ledger
@@ -40,7 +42,9 @@ from replicator.store.ports import Fault, SealedBlock
 from replicator.store.segments import SEGMENT_HEADER_BYTES
 from replicator.store.verify import read_pieces
 
-_SWEEP_ROWS: Final = 20_000
+_SWEEP_ROWS: Final = 1000
+"""In one transaction. Each may dirty three pages of 4 KiB, at random places: 12 MiB, which is what the ballast of a
+full disk has room for (`core/ballast.py`)."""
 Marks = npt.NDArray[np.uint64]
 
 
@@ -98,12 +102,13 @@ class Collector:
         self._store.flush()
         oldest = self._store.leases.oldest_epoch()
         epoch = self._store.leases.advance()
-        self._store.ledger.set_fact("epoch", epoch)
+        with self._store.noticing():
+            self._store.ledger.set_fact("epoch", epoch)
         return Mark(epoch, oldest)
 
     def finish(self, mark: Mark, marks: Marks, *, grace_s: float, dry_run: bool) -> Collected:
         """Judge by `marks`, everything that the roots read after `mark` reach."""
-        with self._store.housekeeping:
+        with self._store.housekeeping, self._store.noticing():
             return self._finish(mark, marks, grace_s=grace_s, dry_run=dry_run)
 
     def _finish(self, mark: Mark, marks: Marks, *, grace_s: float, dry_run: bool) -> Collected:
@@ -135,6 +140,10 @@ class Collector:
             duration_s=time.monotonic() - began,
         )
 
+    def records(self) -> list[BlockId]:
+        """Every snapshot record in the store, known to the catalogue or not."""
+        return self._store.ledger.of_kind(Kind.RECORD)
+
     def undo(self) -> int:
         """Lift every sentence that has not been carried out. Returns how many blocks that saves."""
         return self._store.ledger.revive_all()
@@ -160,8 +169,20 @@ class Collector:
             count += len(dead)
             size += _sealed_bytes(ledger, dead)
             if not dry_run:
-                ledger.condemn(dead, epoch=mark.epoch, now_ns=now_ns)
+                try:
+                    ledger.condemn(dead, epoch=mark.epoch, now_ns=now_ns)
+                except StoreFull:
+                    count, size = count - len(dead), size - _sealed_bytes(ledger, dead)
+                    if not count:
+                        raise
+                    return count, size  # Carrying these out makes room for the rest.
         return count, size
+
+    def free_dead(self) -> int:
+        """Unlink the segments in which no block is left, and nothing else: on a full disk this takes no room at all."""
+        with suppress(StoreFull):
+            return self._remove(self._plan_shrink()[0])
+        return 0
 
     def _shrink(self) -> tuple[int, int]:
         """Remove segments without a live block, then empty those that are mostly dead.
@@ -182,7 +203,9 @@ class Collector:
 
     def _remove(self, numbers: list[int]) -> int:
         freed = self._store.files.remove(numbers)
-        self._store.ledger.forget_segments(numbers)
+        # A segment that is gone and not forgotten does no harm: nothing is said to lie in it.
+        with suppress(StoreFull):
+            self._store.ledger.forget_segments(numbers)
         return freed
 
     def _plan_shrink(self) -> tuple[list[int], list[int]]:

@@ -38,6 +38,9 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
     """Everything is read again within this span."""
     segment_size: str = "64MiB"
     reserve: str = "256MiB"
+    ballast: str = "16MiB"
+    """Room in a file that is given up when the disk is full to the last byte, so that deleting can begin; "0" for
+    none."""
     log_level: str = "info"
 
 
@@ -68,6 +71,7 @@ scrub_every = "30d"
 
 segment_size = {segment_size}
 reserve = "256MiB"
+ballast = "16MiB"
 log_level = "info"
 """
 
@@ -112,6 +116,7 @@ def _check_values(config: NodeConfig, where: str) -> None:
         ("scrub_every", _scrub_span, config.scrub_every),
         ("segment_size", parse_size, config.segment_size),
         ("reserve", parse_size, config.reserve),
+        ("ballast", parse_size, config.ballast),
     ]
     for key, parse, text in checks:
         try:
@@ -173,6 +178,7 @@ class StateFolder:
         self.jobs = root / "jobs.sqlite"
         self.store = root / "store"
         self.memo = root / "memo"
+        self.ballast = root / "ballast"
         self.log = root / "node.log"
 
     @property

@@ -23,25 +23,27 @@ from protocol.messages.repair import RepairBlocks
 from protocol.messages.session import PairJoin
 from protocol.messages.snapshots import ListSnapshots, OfferSnapshot, WantDiff
 from protocol.messages.summary import SummaryOpen
+from protocol.wire.hashing import Kind
 from replicator import __version__
 from replicator.api.server import ApiServer
 from replicator.api.views import NodeView
 from replicator.app.config import NodeConfig, StateFolder, ingest_config, load_config, mesh_config, store_config
-from replicator.app.recovery import recover_snapshots
-from replicator.app.upkeep import Collecting, Mending, Scrubbing
+from replicator.app.upkeep import Ballasting, Collecting, Mending, Recovering, Scrubbing
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.model import Snapshot
 from replicator.catalog.records import verify_signature
-from replicator.core.errors import NotFound, Untrusted
+from replicator.core.ballast import Ballast
+from replicator.core.errors import NotFound, ReplicatorError, StoreLocked, Untrusted
 from replicator.core.files import write_durably
 from replicator.core.logging import get_logger
 from replicator.core.memory import keep_freed_memory
-from replicator.core.ports import Offload, SystemClock, SystemEntropy, ThreadOffload
-from replicator.core.units import parse_span
+from replicator.core.ports import Offload, SystemClock, SystemEntropy, ThreadOffload, WallClock
+from replicator.core.units import parse_size, parse_span
 from replicator.core.workers import Worker, WorkerRunner
 from replicator.jobs.history import JobHistory
 from replicator.jobs.kinds import job_kinds
 from replicator.jobs.parts import Parts
+from replicator.jobs.recovery import recover_snapshots
 from replicator.jobs.runner import JobRunner
 from replicator.jobs.scheduler import Scheduler
 from replicator.jobs.snapshot import prune_volume
@@ -113,6 +115,7 @@ class _Base:
     store: LocalStore
     catalog: Catalog
     offload: Offload
+    ballast: Ballast
 
 
 _WHOLE = "catalogue.whole"
@@ -125,19 +128,36 @@ def _open_base(root: Path) -> Iterator[_Base]:
     config = load_config(state.config)
     identity = Identity.load(state.identity)
     clock = SystemClock()
-    store = LocalStore.open(state.store, store_config(config), clock=clock)
+    ballast = Ballast(state.ballast, bytes_max=parse_size(config.ballast))
+    store = _open_store(state, config, clock, ballast)
     try:
+        ballast.give_some_if_full("starting on a full disk")
         catalog = Catalog(state.catalog, clock=clock)
         try:
             if catalog.fact(_WHOLE) is None:
-                recover_snapshots(store, catalog)
+                recover_snapshots(store, catalog, store.ledger.of_kind(Kind.RECORD))
                 catalog.set_fact(_WHOLE, "yes")
             state.memo.mkdir(exist_ok=True)
-            yield _Base(config, state, identity, store, catalog, ThreadOffload())
+            yield _Base(config, state, identity, store, catalog, ThreadOffload(), ballast)
         finally:
             catalog.close()
     finally:
         store.close()
+
+
+def _open_store(state: StateFolder, config: NodeConfig, clock: WallClock, ballast: Ballast) -> LocalStore:
+    """The store; on a full disk with the help of the ballast.
+
+    Not before we know that it is ours: the lock comes first.
+    """
+    try:
+        return LocalStore.open(state.store, store_config(config), clock=clock)
+    except StoreLocked:
+        raise
+    except (ReplicatorError, OSError):
+        if not ballast.give_some_if_full("opening the store on a full disk"):
+            raise
+    return LocalStore.open(state.store, store_config(config), clock=clock)
 
 
 def _parts(base: _Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts:
@@ -172,6 +192,7 @@ def _parts(base: _Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts
         ingest=ingest_config(base.config),
         memo_folder=base.state.memo,
         grace_s=store_config(base.config).grace_s,
+        ballast=base.ballast,
         wake_scheduler=wake,
     )
 
@@ -218,6 +239,8 @@ class _Living:
             Scrubbing(parts.scrubber, parts.store, every_s=parse_span(config.scrub_every)),
             Collecting(self._jobs, clock=parts.clock),
             Mending(healer, parts.store, self._mesh.connected),
+            Recovering(parts),
+            Ballasting(parts.ballast, parts.offload, keep_free=base.store.reserve_bytes),
         ]
         self._workers = WorkerRunner(workers)
         self._answer_peers()

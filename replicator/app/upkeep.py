@@ -6,8 +6,11 @@ from typing import Final
 import trio
 
 from protocol.ids import SiteId
-from replicator.core.ports import WallClock
-from replicator.core.workers import Busy, Idle, Outcome, Throttled
+from replicator.core.ballast import Ballast
+from replicator.core.ports import Offload, WallClock
+from replicator.core.workers import Busy, Done, Idle, Outcome, Throttled
+from replicator.jobs.parts import Parts
+from replicator.jobs.recovery import recover_snapshots
 from replicator.jobs.runner import JobRunner
 from replicator.net.link import Link
 from replicator.repair.ask import Healer
@@ -20,6 +23,8 @@ _COLLECT_EVERY_S: Final = 6 * 3600.0
 _MEND_EVERY_S: Final = 10.0
 _MEND_MOST_S: Final = 6 * 3600.0
 _MEND_BATCH: Final = 256
+_BALLAST_EVERY_S: Final = 5.0
+"""A look at two numbers of the file system."""
 
 
 class Scrubbing:
@@ -71,6 +76,38 @@ class Mending:
         self._pause_s = _MEND_EVERY_S if answer.healed else min(self._pause_s * 2, _MEND_MOST_S)
         self._next_at = trio.current_time() + self._pause_s
         return Busy() if answer.healed and len(broken) > _MEND_BATCH else Idle(_MEND_EVERY_S)
+
+
+class Recovering:
+    """The worker that looks, once after a start, whether the store holds snapshots that the catalogue has forgotten.
+
+    Beside the node's work and not before it: it goes through every row of the ledger.
+    """
+
+    name = "recover"
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def step(self) -> Outcome:
+        parts = self._parts
+        recover_snapshots(parts.store, parts.catalog, await parts.offload.run(parts.collector.records))
+        return Done()
+
+
+class Ballasting:
+    """The worker that sets room aside for a full disk, and again once there is room after one."""
+
+    name = "ballast"
+
+    def __init__(self, ballast: Ballast, offload: Offload, *, keep_free: Callable[[], int]) -> None:
+        self._ballast = ballast
+        self._offload = offload
+        self._keep_free = keep_free
+
+    async def step(self) -> Outcome:
+        await self._offload.run(lambda: self._ballast.lay(keep_free=self._keep_free()))
+        return Idle(_BALLAST_EVERY_S)
 
 
 class Collecting:

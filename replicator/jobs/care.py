@@ -4,15 +4,18 @@ from typing import Any
 
 from protocol.ids import BLOCK_ID_BYTES, BlockId
 from replicator.catalog.manifest.walk import closure
-from replicator.core.errors import BlockMissing, UsageError
+from replicator.core.errors import BlockMissing, StoreFull, UsageError
 from replicator.core.progress import Progress
 from replicator.jobs.parts import Parts
+from replicator.jobs.recovery import recover_snapshots
 from replicator.jobs.runner import JobContext
 from replicator.repair.coverage import find_touched
 from replicator.store.collect import Collected, Mark, Marks, MarkSet
 from replicator.store.ports import Cause, Fault
 
 _LISTED_MAX = 200
+_RUNS_MAX = 64
+"""Of one `gc --grace 0`: each frees at least what its sentences took."""
 
 
 class CareJobs:
@@ -111,15 +114,31 @@ class CareJobs:
         grace_s = context.args.get("grace_s")
         dry_run = bool(context.args.get("dry_run"))
         grace_s = parts.grace_s if grace_s is None else float(grace_s)
-        done = await self._collect_once(context.progress, grace_s=grace_s, dry_run=dry_run)
-        if grace_s == 0 and not dry_run and done.blocks_condemned:
-            # With no grace asked for, sentence and execution are two runs with a fresh mark between them.
-            done = _joined(done, await self._collect_once(context.progress, grace_s=0.0, dry_run=False))
+        done = await self._collect_with_room(context.progress, grace_s=grace_s, dry_run=dry_run)
+        if grace_s == 0 and not dry_run:
+            # With no grace asked for, sentence and execution are two runs with a fresh mark between them. On a disk
+            # that was too full for all sentences at once, each run makes room for more of them.
+            last, runs = done, 0
+            while last.blocks_condemned and runs < _RUNS_MAX:
+                last = await self._collect_with_room(context.progress, grace_s=0.0, dry_run=False)
+                done, runs = _joined(done, last), runs + 1
         return describe_collected(done, dry_run=dry_run)
+
+    async def _collect_with_room(self, progress: Progress, *, grace_s: float, dry_run: bool) -> Collected:
+        """A run; on a disk without a free byte, with what the ballast and the segments that are wholly dead leave."""
+        try:
+            return await self._collect_once(progress, grace_s=grace_s, dry_run=dry_run)
+        except StoreFull as error:
+            freed = await self._parts.offload.run(self._parts.collector.free_dead)
+            gave_up = await self._parts.offload.run(self._parts.ballast.give_up, f"collecting: {error.message}")
+            if not freed and not gave_up:
+                raise
+        return await self._collect_once(progress, grace_s=grace_s, dry_run=dry_run)
 
     async def _collect_once(self, progress: Progress, *, grace_s: float, dry_run: bool) -> Collected:
         parts = self._parts
         mark = await parts.offload.run(parts.collector.begin)
+        recover_snapshots(parts.store, parts.catalog, await parts.offload.run(parts.collector.records))
         marks = await self._mark(progress)
         progress.begin("letting go of what nothing needs", unit="blocks")
 
@@ -160,8 +179,8 @@ def _count(faults: list[Fault]) -> dict[str, int]:
 
 def _joined(first: Collected, second: Collected) -> Collected:
     return Collected(
-        blocks_condemned=first.blocks_condemned,
-        bytes_condemned=first.bytes_condemned,
+        blocks_condemned=first.blocks_condemned + second.blocks_condemned,
+        bytes_condemned=first.bytes_condemned + second.bytes_condemned,
         blocks_swept=first.blocks_swept + second.blocks_swept,
         bytes_swept=first.bytes_swept + second.bytes_swept,
         blocks_revived=first.blocks_revived + second.blocks_revived,

@@ -35,7 +35,8 @@ def node_status(sources: StatusSources) -> dict[str, Any]:
     """Everything, as plain values. Times are ages in seconds, so that no clock has to be compared."""
     parts = sources.parts
     now = parts.clock.now_ns()
-    alerts = find_alerts(parts, sources.mesh, started_ns=sources.started_ns)
+    trouble = sources.jobs.trouble
+    alerts = find_alerts(parts, sources.mesh, started_ns=sources.started_ns, jobs_trouble=trouble)
     return {
         "site": parts.site_name,
         "site_id": parts.site_id.hex(),
@@ -169,6 +170,7 @@ def _store(parts: Parts, now: int) -> dict[str, Any]:
         "broken_blocks": counted.broken_blocks,
         "condemned_blocks": counted.condemned_blocks,
         "read_only": counted.read_only,
+        "ballast_bytes": parts.ballast.bytes_here,
         "oldest_verified_s": _age(now, counted.oldest_verified_ns),
     }
 

@@ -12,9 +12,9 @@ from tests.faults.stage import Stage
 
 
 def test_the_same_store_survives_one_kill_after_the_other(stage: Stage) -> None:
-    lives = live(stage, rounds=25, seed=3)
+    lives = live(stage, rounds=15, seed=3)
     assert lives.problem == ""
-    assert lives.rounds == 25
+    assert lives.rounds == 15
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")

@@ -14,7 +14,7 @@ from tests.faults.judge import Promised, judge_store
 from tests.faults.points import PHASES, Judged, census, draw, play
 from tests.faults.stage import Stage
 
-KILLS, ERRORS_PLAYED = 25, 25
+KILLS, ERRORS_PLAYED = 20, 20
 
 
 @pytest.fixture(scope="module")

@@ -140,6 +140,7 @@ def commit(folder: Path, chance: random.Random, args: dict[str, Any]) -> None:
             failures += 1
             if store.files.poisoned or failures > 5:
                 break
+    say("closing")
     store.close()
 
 
@@ -194,6 +195,7 @@ def repair(folder: Path, chance: random.Random, args: dict[str, Any]) -> None:
             promise([one for one in wrong[at : at + 3] if one[0].header.block_id in back])
         if store.files.poisoned:
             break
+    say("closing")
     store.close()
 
 
@@ -264,7 +266,12 @@ def snapshot(parts: Parts, source: Path) -> None:
     volume = next(one for one in parts.catalog.volumes() if one.path == os.fsencode(source))
     context = JobContext(os.urandom(8).hex(), "snapshot", {"volumes": [volume.volume_id.hex()]}, _progress())
     done = trio.run(SnapshotJobs(parts).run, context)
-    say(f"snapshot {done['snapshots'][0]['snapshot']} {seen}")
+    taken = done["snapshots"][0]
+    if taken["skipped_count"] or taken["changed_while_read"]:
+        # A file of the source could not be read. The snapshot names it, and promises nothing about it.
+        say(f"incomplete {taken['snapshot']}")
+        return
+    say(f"snapshot {taken['snapshot']} {seen}")
 
 
 def forget_oldest(parts: Parts) -> None:

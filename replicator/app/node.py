@@ -38,14 +38,16 @@ from replicator.app.keys import KeyKeeping, adopt_next_key, describe_keys, recal
 from replicator.app.peers import CataloguedPeers
 from replicator.app.recovery import bring_together, distrust, is_checked, renew
 from replicator.app.relations import Pacekeeping, load_rules, make_relations
-from replicator.app.upkeep import Collecting, Comparing, Mending, Scrubbing
+from replicator.app.upkeep import Ballasting, Collecting, Comparing, Mending, Scrubbing
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.model import Snapshot
-from replicator.core.errors import CatalogError
+from replicator.core.ballast import Ballast
+from replicator.core.errors import CatalogError, ReplicatorError, StoreError, StoreLocked
 from replicator.core.files import write_durably
 from replicator.core.logging import get_logger
 from replicator.core.memory import keep_freed_memory
-from replicator.core.ports import Offload, SystemClock, SystemEntropy, ThreadOffload
+from replicator.core.ports import Offload, SystemClock, SystemEntropy, ThreadOffload, WallClock
+from replicator.core.units import parse_size
 from replicator.core.workers import Worker, WorkerRunner
 from replicator.index.shelf import Shelf
 from replicator.jobs.collection import OFF_FACT
@@ -82,6 +84,7 @@ class _Base:
     store: LocalStore
     catalog: Catalog
     offload: Offload
+    ballast: Ballast
 
 
 def _raise_open_files() -> None:
@@ -98,9 +101,11 @@ def _open_base(root: Path) -> Iterator[_Base]:
     state = StateFolder(root)
     config = load_config(state.config)
     clock = SystemClock()
+    ballast = Ballast(state.ballast, bytes_max=parse_size(config.ballast))
     Identity.load(state.identity)  # Before anything is opened: a folder without a key is not a node.
-    store = LocalStore.open(state.store, store_config(config), clock=clock)
+    store = _open_store(state, config, clock, ballast)
     try:
+        ballast.give_some_if_full("starting on a full disk")
         try:
             catalog = Catalog(state.catalog, clock=clock)
         except CatalogError:
@@ -112,12 +117,35 @@ def _open_base(root: Path) -> Iterator[_Base]:
             bring_together(store, catalog, entropy=SystemEntropy())
             state.memo.mkdir(exist_ok=True)
             adopt_next_key(state, catalog, now_ns=clock.now_ns())
-            yield _Base(config, state, Identity.load(state.identity), store, catalog, ThreadOffload())
-            renew(store, catalog, entropy=SystemEntropy())
+            yield _Base(config, state, Identity.load(state.identity), store, catalog, ThreadOffload(), ballast)
+            _part(store, catalog)
         finally:
             catalog.close()
     finally:
         store.close()
+
+
+def _part(store: LocalStore, catalog: Catalog) -> None:
+    """A clean closing. Where the disk is full, or has failed, it is like one after a crash, and no error."""
+    try:
+        renew(store, catalog, entropy=SystemEntropy())
+    except StoreError as error:
+        get_logger().warning("catalogue.not_renewed", error=error.message)
+
+
+def _open_store(state: StateFolder, config: NodeConfig, clock: WallClock, ballast: Ballast) -> LocalStore:
+    """The store; on a full disk with the help of the ballast.
+
+    Not before we know that it is ours: the lock comes first.
+    """
+    try:
+        return LocalStore.open(state.store, store_config(config), clock=clock)
+    except StoreLocked:
+        raise
+    except (ReplicatorError, OSError):
+        if not ballast.give_some_if_full("opening the store on a full disk"):
+            raise
+    return LocalStore.open(state.store, store_config(config), clock=clock)
 
 
 def _why_off(base: _Base) -> str:
@@ -164,6 +192,7 @@ def _parts(base: _Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts
         ingest=ingest_config(base.config),
         memo_folder=base.state.memo,
         grace_s=store_config(base.config).grace_s,
+        ballast=base.ballast,
         wake_scheduler=wake,
     )
 
@@ -243,6 +272,7 @@ class _Living:
             keys,
             self._standing,
             Comparing(self._standing, site_id=parts.site_id, catalog=catalog, jobs=self._jobs, clock=parts.clock),
+            Ballasting(parts.ballast, parts.offload, keep_free=base.store.reserve_bytes),
         ]
         self._workers = WorkerRunner(workers)
         sources = StatusSources(

@@ -7,6 +7,7 @@ from pathlib import Path
 from protocol.ids import SiteId
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.records import Signer
+from replicator.core.ballast import Ballast
 from replicator.core.ports import Entropy, Offload, WallClock
 from replicator.ingest.config import IngestConfig
 from replicator.net.mesh import Mesh
@@ -40,4 +41,5 @@ class Parts:
     ingest: IngestConfig
     memo_folder: Path
     grace_s: float
+    ballast: Ballast
     wake_scheduler: Callable[[], None]

@@ -8,6 +8,7 @@ right then is a *soft error*, counted, and shown as long as the store lives.
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
 from protocol.ids import BlockId
@@ -33,6 +34,7 @@ class Room(Protocol):
 
     def wanted(self, ids: Sequence[BlockId]) -> tuple[list[Wanted], list[Fault]]: ...
     def flush_quietly(self) -> None: ...
+    def noticing(self) -> AbstractContextManager[None]: ...
 
 
 class LocalInspection:
@@ -72,7 +74,8 @@ class LocalInspection:
             self.soft_errors += count
             get_logger().warning("store.soft_errors", now=count, ever=self.soft_errors)
             try:
-                self._room.ledger.set_fact(_SOFT, self.soft_errors)
+                with self._room.noticing():
+                    self._room.ledger.set_fact(_SOFT, self.soft_errors)
             except StoreError:
                 return  # A store that cannot write can still be read; the number is kept while the node runs.
 
@@ -104,7 +107,8 @@ class LocalInspection:
         faults, soft = self._prove(rows, past_cache=past_cache)
         if not ended:
             return VerifiedPart(ScrubCursor(cursor.segment, offset), len(rows), total, faults, soft)
-        room.ledger.note_verified(cursor.segment, now_ns=self._clock.now_ns())
+        with room.noticing():
+            room.ledger.note_verified(cursor.segment, now_ns=self._clock.now_ns())
         following = ScrubCursor(numbers[1], 0) if len(numbers) > 1 else None
         return VerifiedPart(following, len(rows), total, faults, soft)
 
@@ -130,7 +134,8 @@ class LocalInspection:
                     if header.block_id in missing:
                         found[header.block_id] = (header, Place(number, at, header.sealed_bytes))
         if found:
-            room.ledger.insert(list(found.values()))
+            with room.noticing():
+                room.ledger.insert(list(found.values()))
         return sorted(found)
 
     def ages(self) -> list[SegmentAge]:

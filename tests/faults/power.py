@@ -6,6 +6,7 @@ record k was written.
 """
 
 import errno
+import gc
 import os
 import random
 import shutil
@@ -61,6 +62,7 @@ def looped(image: Path, mountpoint: Path, *, options: str = "") -> Iterator[None
         try:
             yield
         finally:
+            gc.collect()  # The runs of a ledger are closed when nobody refers to them any more.
             run("umount", str(mountpoint))
     finally:
         run("losetup", "--detach", device)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
 from protocol.ids import BlockId
-from protocol.wire.envelope import Header
+from protocol.wire.envelope import Header, parse_header
 from replicator.core.errors import StoreError
 from replicator.core.logging import get_logger
 from replicator.core.ports import WallClock
@@ -24,6 +24,8 @@ from replicator.store.verify import Piece, Wanted, closing_handle, drop_cached, 
 
 _ROWS: Final = 256
 _SOFT: Final = "soft_errors"
+_ABSOLVED_MAX: Final = 4096
+"""Read again at the start: seconds of a slow disk at most. The rest waits for a repair, or the next start."""
 
 
 class Room(Protocol):
@@ -137,6 +139,25 @@ class LocalInspection:
             with room.noticing():
                 room.ledger.insert(list(found.values()))
         return sorted(found)
+
+    def absolve(self) -> None:
+        """Read once more what was found broken: a disk that answered with an error then may give the bytes now.
+
+        They are proven, so nothing wrong can come back; and without this a cable that was loose for a minute would cost
+        every block that was read in it, where no peer has them.
+        """
+        room = self._room
+        suspects = [fault for fault in room.ledger.broken() if fault.place is not None][:_ABSOLVED_MAX]
+        wanted: list[Wanted] = [(one.block_id, one.place, one.kind) for one in suspects if one.place is not None]
+        sound = [
+            (parse_header(piece.sealed), piece.wanted[1])
+            for run in read_pieces(room.files, wanted)
+            for piece in run
+            if piece.fault is None
+        ]
+        if sound:
+            room.ledger.insert(sound, replace=True)
+            get_logger().warning("store.absolved", blocks=len(sound), then="they were broken, and can be read again")
 
     def ages(self) -> list[SegmentAge]:
         verified = self._room.ledger.verified_ns()

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from protocol.ids import BlockId
-from protocol.wire.envelope import Buffer, Header, parse_header
+from protocol.wire.envelope import Buffer, Header
 from replicator.core.errors import SegmentLost, StoreError, StoreFull, StoreReadOnly
 from replicator.core.logging import get_logger
 from replicator.core.ports import SystemClock, WallClock
@@ -55,8 +55,6 @@ from replicator.store.shelves import LocalShelves
 from replicator.store.verify import Piece, Wanted, read_pieces
 
 _COMMIT_ROWS_MAX: Final = 50_000
-_ABSOLVED_MAX: Final = 4096
-"""Read again at the start: seconds of a slow disk at most. The rest waits for a repair, or the next start."""
 
 
 class LocalStore:
@@ -114,7 +112,7 @@ class LocalStore:
             )
             store.leases.epoch = max(1, store.ledger.fact("epoch"))
             store.replayed = recover(layout, store.files, store.ledger, now_ns=store._clock.now_ns())
-            store._absolve()
+            store._inspection.absolve()
         except BaseException:
             os.close(handle)
             raise
@@ -136,24 +134,6 @@ class LocalStore:
         with self.housekeeping, self._commit_lock:
             # The old one is not closed: a reader may be in the middle of it. It goes when nobody refers to it.
             self.ledger = rebuilt_ledger(self._layout, self.config, self.files, self.ledger, why=why)
-
-    def _absolve(self) -> None:
-        """Read once more what was found broken: a disk that answered with an error then may give the bytes now.
-
-        They are proven, so nothing wrong can come back; and without this a cable that was loose for a minute would cost
-        every block that was read in it, where no peer has them.
-        """
-        suspects = [fault for fault in self.ledger.broken() if fault.place is not None][:_ABSOLVED_MAX]
-        wanted: list[Wanted] = [(one.block_id, one.place, one.kind) for one in suspects if one.place is not None]
-        sound = [
-            (parse_header(piece.sealed), piece.wanted[1])
-            for run in read_pieces(self.files, wanted)
-            for piece in run
-            if piece.fault is None
-        ]
-        if sound:
-            self.ledger.insert(sound, replace=True)
-            get_logger().warning("store.absolved", blocks=len(sound), then="they were broken, and can be read again")
 
     # -- writing --------------------------------------------------------------------------
 

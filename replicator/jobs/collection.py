@@ -12,9 +12,11 @@ from protocol.ids import BlockId, SnapshotId, split_ids
 from replicator.catalog.manifest.walk import closure
 from replicator.catalog.model import Snapshot
 from replicator.core.errors import DeletionOff, StoreFull, UsageError
+from replicator.core.logging import get_logger
 from replicator.core.progress import Progress
 from replicator.jobs.parts import Parts
 from replicator.jobs.runner import JobContext
+from replicator.repair.records import RecordCheck
 from replicator.repair.unread import account_for_records
 from replicator.store.collect import Collected, Mark, Plan, foretold
 from replicator.store.marks import Marks, MarkSet, are_marked, prefixes
@@ -46,6 +48,7 @@ class CollectionJobs:
         # With no grace asked for, sentence and execution are two runs with a fresh mark between them.
         is_double = grace_s == 0
         await account_for_records(parts.catalog, parts.reader, give_up=bool(context.args.get("give_up")))
+        await self._take_back_lost()
         if context.args.get("dry_run"):
             plan = await self._plan(context.progress, grace_s=grace_s, at_once=is_double, is_rehearsal=True)
             return describe_collected(foretold(plan, duration_s=0.0), share=plan.share, dry_run=True)
@@ -63,6 +66,15 @@ class CollectionJobs:
                 break
         self._note_held(done, share)
         return describe_collected(done, share=share, dry_run=False)
+
+    async def _take_back_lost(self) -> None:
+        """A snapshot that the catalogue has lost would be blocks that nothing needs."""
+        parts = self._parts
+        check = RecordCheck(
+            store=parts.store, catalog=parts.catalog, reader=parts.reader, offload=parts.offload, clock=parts.clock
+        )
+        for verdict in await check.take_back_lost():
+            get_logger().warning("collect.snapshot_lost", snapshot=verdict.subject, done=verdict.done)
 
     async def _run_with_room(
         self, progress: Progress, confirmed: bool, *, grace_s: float, shrinks: bool

@@ -27,5 +27,5 @@ def test_a_full_disk_restores_everything_and_is_emptied_without_room() -> None:
 @pytest.mark.parametrize("kind", ["kill", "errors"])
 def test_a_node_that_dies_in_a_receive_a_repair_or_a_rebuild_is_back_and_finishes(stage: Stage, kind: str) -> None:
     judged: list[Judged] = []
-    play_mesh(stage, rounds=3, seed=1, kind=kind, on_judged=judged.append)
+    play_mesh(stage, rounds=2, seed=1, kind=kind, on_judged=judged.append)
     assert [f"{one.point}: {one.problem}" for one in judged if one.problem] == []

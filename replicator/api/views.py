@@ -239,7 +239,8 @@ class NodeView:
 
     def delete_snapshot(self, text: str) -> dict[str, Any]:
         found = self._parts.catalog.find_snapshot(text)
-        self._parts.catalog.delete_snapshots([found.snapshot_id])
+        forget = self._parts.catalog.delete_snapshots
+        self._parts.ballast.with_room("deleting a snapshot", lambda: forget([found.snapshot_id]))
         return {"deleted": found.snapshot_id.hex(), "volume": found.record.volume_name}
 
     def hold(self, text: str, reason: str) -> dict[str, Any]:

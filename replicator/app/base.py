@@ -17,9 +17,11 @@ from replicator.app.config import NodeConfig, StateFolder, ingest_config, load_c
 from replicator.app.keys import KeyFolder, KeyPlace, adopt_next_key, recall_successions
 from replicator.app.recovery import Facts, bring_together, distrust, is_checked, renew
 from replicator.catalog.catalog import Catalog
-from replicator.core.errors import CatalogError
+from replicator.core.ballast import Ballast, NoBallast
+from replicator.core.errors import CatalogError, ReplicatorError, StoreLocked
 from replicator.core.files import write_durably
 from replicator.core.ports import Entropy, Offload, SystemClock, SystemEntropy, ThreadOffload, WallClock
+from replicator.core.units import parse_size
 from replicator.index.shelf import IdSets, Shelf
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.places import FileSources
@@ -45,6 +47,9 @@ class Base:
     store: BlockStore
     collector: Collector
     catalog: Catalog
+    ballast: Ballast | NoBallast
+    keep_free: Callable[[], int]
+    """Bytes of the disk that the store leaves free."""
     shelf: IdSets
     open_history: Callable[[], JobHistory]
     sources: Sources
@@ -83,8 +88,10 @@ def open_base(state: StateFolder) -> Iterator[Base]:
     keys = KeyFolder(state)
     keys.load()  # Before anything is opened: a folder without a key is not a node.
     clock, entropy = SystemClock(), SystemEntropy()
-    store = LocalStore.open(state.store, store_config(config), clock=clock)
+    ballast = Ballast(state.ballast, bytes_max=parse_size(config.ballast))
+    store = _open_store(state, config, clock, ballast)
     try:
+        ballast.give_some_if_full("starting on a full disk")
         try:
             catalog = Catalog(state.catalog, clock=clock)
         except CatalogError:
@@ -101,6 +108,8 @@ def open_base(state: StateFolder) -> Iterator[Base]:
                 store=store,
                 collector=Collector(store, clock=clock, why_off=lambda: why_off(config, catalog)),
                 catalog=catalog,
+                ballast=ballast,
+                keep_free=store.reserve_bytes,
                 shelf=Shelf(state.sets),
                 open_history=lambda: JobHistory(state.jobs, clock=clock),
                 sources=FileSources(own_folder=state.root),
@@ -118,6 +127,21 @@ def open_base(state: StateFolder) -> Iterator[Base]:
             catalog.close()
     finally:
         store.close()
+
+
+def _open_store(state: StateFolder, config: NodeConfig, clock: WallClock, ballast: Ballast) -> LocalStore:
+    """The store; on a full disk with the help of the ballast.
+
+    Not before we know that it is ours: the lock comes first.
+    """
+    try:
+        return LocalStore.open(state.store, store_config(config), clock=clock)
+    except StoreLocked:
+        raise
+    except (ReplicatorError, OSError):
+        if not ballast.give_some_if_full("opening the store on a full disk"):
+            raise
+    return LocalStore.open(state.store, store_config(config), clock=clock)
 
 
 def take_up(

@@ -44,6 +44,9 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
     """"off" is the kill switch: nothing is deleted from the store."""
     segment_size: str = "64MiB"
     reserve: str = "256MiB"
+    ballast: str = "16MiB"
+    """Room in a file that is given up when the disk is full to the last byte, so that deleting can begin; "0" for
+    none."""
     log_level: str = "info"
 
 
@@ -80,6 +83,7 @@ gc = "on"
 
 segment_size = {segment_size}
 reserve = "256MiB"
+ballast = "16MiB"
 log_level = "info"
 """
 
@@ -125,6 +129,7 @@ def _check_values(config: NodeConfig, where: str) -> None:
         ("scrub_rate", _scrub_rate, config.scrub_rate),
         ("segment_size", parse_size, config.segment_size),
         ("reserve", parse_size, config.reserve),
+        ("ballast", parse_size, config.ballast),
     ]
     for key, parse, text in checks:
         try:
@@ -202,6 +207,7 @@ class StateFolder:
         self.store = root / "store"
         self.memo = root / "memo"
         self.sets = root / "sets"
+        self.ballast = root / "ballast"
         self.log = root / "node.log"
 
     @property

@@ -27,7 +27,7 @@ from replicator.app.config import StateFolder, mesh_config, scrub_promise, store
 from replicator.app.keys import KeyKeeping, describe_keys, rotate
 from replicator.app.peers import CataloguedPeers
 from replicator.app.relations import Pacekeeping, load_rules, make_relations
-from replicator.app.upkeep import Collecting, Comparing, Mending, Scrubbing
+from replicator.app.upkeep import Ballasting, Collecting, Comparing, Mending, Scrubbing
 from replicator.catalog.model import Snapshot
 from replicator.core.logging import get_logger
 from replicator.core.memory import keep_freed_memory
@@ -81,6 +81,7 @@ def _parts(base: Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts:
         own_folder=base.own_folder,
         memo_folder=base.memo_folder,
         grace_s=store_config(base.config).grace_s,
+        ballast=base.ballast,
         wake_scheduler=wake,
     )
 
@@ -195,6 +196,7 @@ class LivingNode:
             keys,
             self._standing,
             Comparing(self._standing, site_id=parts.site_id, catalog=catalog, jobs=self.jobs, clock=parts.clock),
+            Ballasting(parts.ballast, parts.offload, keep_free=base.keep_free),
         ]
         self.workers = WorkerRunner(workers)
         sources = StatusSources(

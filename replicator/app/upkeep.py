@@ -7,7 +7,8 @@ import trio
 
 from protocol.ids import SiteId, VolumeId
 from replicator.catalog.catalog import Catalog
-from replicator.core.ports import WallClock
+from replicator.core.ballast import Ballast, NoBallast
+from replicator.core.ports import Offload, WallClock
 from replicator.core.workers import Busy, Idle, Outcome, Throttled
 from replicator.jobs.runner import JobRunner
 from replicator.net.link import Link
@@ -29,6 +30,8 @@ _COMPARE_LOOK_S: Final = 600.0
 _COMPARE_EVERY_S: Final = 7 * 86_400.0
 _MEND_BATCHES_MAX: Final = 64
 """A round asks for 16384 blocks: some gigabytes, and some megabytes of audit."""
+_BALLAST_EVERY_S: Final = 5.0
+"""A look at two numbers of the file system."""
 
 
 class Scrubbing:
@@ -131,6 +134,21 @@ class Mending:
         self._next_at = trio.current_time() + self._pause_s
         self._round.begin()
         return Idle(_MEND_EVERY_S)
+
+
+class Ballasting:
+    """The worker that sets room aside for a full disk, and again once there is room after one."""
+
+    name = "ballast"
+
+    def __init__(self, ballast: Ballast | NoBallast, offload: Offload, *, keep_free: Callable[[], int]) -> None:
+        self._ballast = ballast
+        self._offload = offload
+        self._keep_free = keep_free
+
+    async def step(self) -> Outcome:
+        await self._offload.run(lambda: self._ballast.lay(keep_free=self._keep_free()))
+        return Idle(_BALLAST_EVERY_S)
 
 
 class Collecting:

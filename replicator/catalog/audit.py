@@ -11,7 +11,7 @@ from protocol.ids import BlockId, SnapshotId
 from protocol.wire.hashing import Kind, block_id
 from replicator.catalog.records import SnapshotRecord, open_record
 from replicator.core.database import Database
-from replicator.core.errors import ManifestDamaged, Untrusted
+from replicator.core.errors import DatabaseDamaged, ManifestDamaged, Untrusted
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,10 @@ class SnapshotRow:
 
 def damage_of_file(db: Database) -> str:
     """What SQLite says of the whole file, indexes and all; empty if it is sound. Reads everything."""
-    answer: str = db.read().execute("PRAGMA integrity_check(1)").fetchone()[0]
+    try:
+        answer: str = db.read().execute("PRAGMA integrity_check(1)").fetchone()[0]
+    except DatabaseDamaged as error:
+        return error.message
     return "" if answer == "ok" else answer
 
 

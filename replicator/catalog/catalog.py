@@ -22,7 +22,7 @@ from replicator.catalog.rules import Rules
 from replicator.catalog.successions import Successions
 from replicator.catalog.syncs import Syncs
 from replicator.core.database import Database, OpenDatabase
-from replicator.core.errors import CatalogError, Held, ManifestDamaged, NotFound, Untrusted, UsageError
+from replicator.core.errors import CatalogError, DatabaseDamaged, Held, ManifestDamaged, NotFound, Untrusted, UsageError
 from replicator.core.ports import WallClock
 
 
@@ -30,8 +30,7 @@ def _open(path: Path, open_database: OpenDatabase) -> Database:
     """Raises `CatalogError` for a damaged file: half a catalogue would look like deleted snapshots."""
     try:
         database = open_database(path, MIGRATIONS)
-        found = database.read().execute("PRAGMA quick_check(1)").fetchone()[0]
-        if found == "ok":
+        if not (found := database.check()):
             return database
         database.close()
     except sqlite3.DatabaseError as error:
@@ -59,7 +58,7 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
         try:
             self.volumes()
             self.peers.all()
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, DatabaseDamaged) as error:
             self.db.close()
             raise _unusable(path, f"what it says of volumes or peers is damaged ({error})") from error
 

@@ -4,16 +4,81 @@ WAL with synchronous=FULL: a committed transaction survives a power cut, and rea
 wait for the writer. One connection writes, under a lock, and owns the checkpoints (SQLite up
 to 3.51.2 could corrupt a database when two connections checkpointed at once); each thread
 that reads has a connection of its own, which goes when the thread goes.
+
+What SQLite raises is turned into our errors here, for reads too: a disk that fails under a
+query is a sentence with a next step for whoever asked, not a traceback.
 """
 
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
 from weakref import WeakSet, finalize
 
-from replicator.core.errors import ConfigError, StoreError, StoreFull, StoreReadOnly
+from replicator.core.errors import ConfigError, DatabaseDamaged, StoreError, StoreFull, StoreReadOnly
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_OURS: Final = (sqlite3.IntegrityError, sqlite3.ProgrammingError)
+"""What only a mistake in a statement of ours can raise: it stays what it is."""
+_LOST: Final = frozenset(
+    {
+        sqlite3.SQLITE_IOERR_FSYNC,
+        sqlite3.SQLITE_IOERR_DIR_FSYNC,
+        sqlite3.SQLITE_IOERR_WRITE,
+        sqlite3.SQLITE_IOERR_TRUNCATE,
+    }
+)
+"""After these nobody knows what is on the disk: the kernel forgets what it could not write, and the next flush
+"succeeds" (PostgreSQL, 2018)."""
+_NO_ROOM: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
+"""The second one is a full disk too: not even the little file that connections share can grow."""
+
+
+def _failure(error: sqlite3.Error, what: str, *, writing: bool = False) -> StoreError:
+    code = getattr(error, "sqlite_errorcode", 0)
+    said = f"{what}: {error}."
+    if code in _NO_ROOM:
+        return StoreFull(said, hint="Free space on that disk.")
+    match code & 0xFF:
+        case sqlite3.SQLITE_IOERR if writing:
+            return StoreReadOnly(said, hint="Check the disk, then restart the node.")
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return DatabaseDamaged(said, hint="Check the disk, then restart the node: what can be rebuilt, is.")
+    return StoreError(said)
+
+
+def _typed(step: Callable[P, T]) -> Callable[P, T]:
+    def stepped(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return step(*args, **kwargs)
+        except _OURS:
+            raise
+        except sqlite3.Error as error:
+            raise _failure(error, "A database could not be read") from error
+
+    return stepped
+
+
+class _Cursor(sqlite3.Cursor):
+    """A cursor whose errors are ours. Rows are stepped by SQLite's own code: one that is read costs nothing more."""
+
+    execute = _typed(sqlite3.Cursor.execute)
+    fetchone = _typed(sqlite3.Cursor.fetchone)
+    fetchall = _typed(sqlite3.Cursor.fetchall)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        try:
+            yield from iter(super().__next__, None)
+        except sqlite3.Error as error:
+            raise _failure(error, "A database could not be read") from error
+
+
+class _ReadingConnection(sqlite3.Connection):
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        return self.cursor(_Cursor).execute(sql, parameters)
 
 
 class _Reader:
@@ -41,8 +106,10 @@ class Database:
         self._local = threading.local()
         self._write_lock = threading.RLock()
         self._readers: WeakSet[_Reader] = WeakSet()
+        self.poisoned = ""
+        """Why nothing is written any more, once the disk has lost something of this file; empty while all is well."""
         try:
-            self._writer = self._connect()
+            self._writer = self._connect(sqlite3.Connection)
             try:
                 self._migrate(migrations)
                 self._check_schema(migrations)
@@ -74,8 +141,15 @@ class Database:
             if _schema(fresh) != _schema(self._writer):
                 raise _damaged()
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=30)
+    def check(self) -> str:
+        """What SQLite says of its own file: empty if it is sound. Raises `sqlite3.DatabaseError` if it cannot say."""
+        answer: str = self._writer.execute("PRAGMA quick_check(1)").fetchone()[0]
+        return "" if answer == "ok" else answer
+
+    def _connect(self, factory: type[sqlite3.Connection]) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, isolation_level=None, check_same_thread=False, timeout=30, factory=factory
+        )
         try:
             # One rotten letter must not make a row that nobody can read.
             connection.text_factory = _text
@@ -91,32 +165,34 @@ class Database:
     def write(self) -> Iterator[sqlite3.Connection]:
         """A transaction: all of it, or, if the block raises, nothing of it.
 
-        Raises `StoreFull`, or `StoreReadOnly` if the disk failed: what an fsync has refused once is not tried again.
+        Raises `StoreFull`, or `StoreReadOnly` if the disk failed: what a flush has refused once is not tried again,
+        and every later call raises the same. `DatabaseDamaged` if the file makes no sense.
         """
         with self._write_lock:
+            if self.poisoned:
+                raise StoreReadOnly(self.poisoned, hint="Check the disk, then restart the node.")
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
                 yield self._writer
                 self._writer.execute("COMMIT")
-            except sqlite3.OperationalError as error:
+            except _OURS:
                 self._roll_back()
-                raise self._failure(error) from error
+                raise
+            except sqlite3.Error as error:
+                failure = _failure(error, f"{self.path} could not be written", writing=True)
+                if getattr(error, "sqlite_errorcode", 0) in _LOST:
+                    self.poisoned = failure.message
+                self._roll_back()
+                raise failure from error
             except BaseException:
                 self._roll_back()
                 raise
 
     def _roll_back(self) -> None:
-        if self._writer.in_transaction:
-            self._writer.execute("ROLLBACK")
-
-    def _failure(self, error: sqlite3.OperationalError) -> StoreError:
-        what = f"{self.path} could not be written: {error}."
-        match error.sqlite_errorcode & 0xFF:
-            case sqlite3.SQLITE_FULL:
-                return StoreFull(what, hint="Free space on that disk.")
-            case sqlite3.SQLITE_IOERR:
-                return StoreReadOnly(what, hint="Check the disk, then restart the node.")
-        return StoreError(what)
+        # On a failing disk this fails too; then the transaction ends with the connection.
+        with suppress(sqlite3.Error):
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
 
     @property
     def changes_count(self) -> int:
@@ -124,10 +200,13 @@ class Database:
         return self._writer.total_changes
 
     def read(self) -> sqlite3.Connection:
-        """This thread's connection for reading."""
+        """This thread's connection for reading. What it raises is a `StoreError`."""
         reader: _Reader | None = getattr(self._local, "reader", None)
         if reader is None:
-            reader = _Reader(self._connect())
+            try:
+                reader = _Reader(self._connect(_ReadingConnection))
+            except sqlite3.Error as error:
+                raise _failure(error, f"{self.path} could not be opened to read") from error
             reader.connection.execute("PRAGMA query_only=ON")
             self._local.reader = reader
             with self._write_lock:

@@ -112,6 +112,12 @@ class StoreReadOnly(StoreError):
     code, exit_code = "store_read_only", 74
 
 
+class DatabaseDamaged(StoreError):
+    """One of the node's own tables makes no sense any more."""
+
+    code, exit_code = "database_damaged", 65
+
+
 class SegmentLost(StoreError):
     """A segment file was deleted by somebody while the store was writing to it."""
 

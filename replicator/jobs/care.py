@@ -17,6 +17,8 @@ from replicator.repair.verdict import Verdict, describe_place
 from replicator.store.ports import Cause, Fault
 
 _LISTED_MAX = 200
+_RUNS_MAX = 64
+"""Of one `gc --grace 0`: each frees at least what its sentences took."""
 
 
 class CareJobs:

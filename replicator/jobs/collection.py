@@ -1,6 +1,7 @@
 """Collecting: marking what snapshots need, then letting go of the rest, step by step, as gently as was agreed."""
 
 import json
+from contextlib import suppress
 from typing import Any, Final
 
 import trio
@@ -9,10 +10,12 @@ from blake3 import blake3
 from protocol.ids import BlockId, SnapshotId, split_ids
 from replicator.catalog.manifest.walk import closure
 from replicator.catalog.model import Snapshot
-from replicator.core.errors import DeletionOff, UsageError
+from replicator.core.errors import DeletionOff, StoreFull, UsageError
+from replicator.core.logging import get_logger
 from replicator.core.progress import Progress
 from replicator.jobs.parts import Parts
 from replicator.jobs.runner import JobContext
+from replicator.repair.records import RecordCheck
 from replicator.repair.unread import account_for_records
 from replicator.store.collect import Collected, Mark, Plan, foretold
 from replicator.store.marks import Marks, MarkSet, are_marked, prefixes
@@ -21,6 +24,8 @@ OFF_FACT: Final = "gc.off"
 """Why deletion is switched off, if it is."""
 HELD_FACT: Final = "gc.held"
 _LISTED_MAX: Final = 1000
+_RUNS_MAX: Final = 64
+"""Of one `gc --grace 0`: each frees at least what its sentences took."""
 
 
 class CollectionJobs:
@@ -33,7 +38,7 @@ class CollectionJobs:
         """`{"grace_s": number|None, "dry_run": bool, "undo": bool, "confirmed": bool, "give_up": bool}`."""
         parts = self._parts
         if context.args.get("undo"):
-            saved = await parts.offload.run(parts.collector.undo)
+            saved = await parts.offload.run(parts.ballast.with_room, "lifting sentences", parts.collector.undo)
             return {"undone": saved}
         grace_s = context.args.get("grace_s")
         grace_s = parts.grace_s if grace_s is None else float(grace_s)
@@ -42,19 +47,61 @@ class CollectionJobs:
         # With no grace asked for, sentence and execution are two runs with a fresh mark between them.
         is_double = grace_s == 0
         await account_for_records(parts.catalog, parts.reader, give_up=bool(context.args.get("give_up")))
+        await self._take_back_lost()
         if context.args.get("dry_run"):
             plan = await self._plan(context.progress, grace_s=grace_s, at_once=is_double, is_rehearsal=True)
             return describe_collected(foretold(plan, duration_s=0.0), share=plan.share, dry_run=True)
         if why := parts.collector.why_off():
             raise DeletionOff(f"Deletion is switched off: {why}.")
         confirmed = bool(context.args.get("confirmed"))
-        plan = await self._plan(context.progress, grace_s=grace_s, at_once=False, is_rehearsal=False)
-        share, done = plan.share, await self._carry_out(plan, context.progress, confirmed, shrinks=not is_double)
-        if is_double and not done.held and not done.stopped:
-            plan = await self._plan(context.progress, grace_s=0.0, at_once=False, is_rehearsal=False)
-            done = done.joined(await self._carry_out(plan, context.progress, confirmed, shrinks=True))
+        progress = context.progress
+        share, done = await self._run_with_room(progress, confirmed, grace_s=grace_s, shrinks=not is_double)
+        last, runs = done, 0
+        # On a disk that was too full for all sentences at once, each run makes room for more of them.
+        while is_double and not last.held and not last.stopped and (not runs or last.blocks_condemned):
+            _, last = await self._run_with_room(progress, confirmed, grace_s=0.0, shrinks=True)
+            done, runs = done.joined(last), runs + 1
+            if runs == _RUNS_MAX:
+                break
         self._note_held(done, share)
         return describe_collected(done, share=share, dry_run=False)
+
+    async def _take_back_lost(self) -> None:
+        """A snapshot that the catalogue has lost would be blocks that nothing needs."""
+        parts = self._parts
+        check = RecordCheck(
+            store=parts.store, catalog=parts.catalog, reader=parts.reader, offload=parts.offload, clock=parts.clock
+        )
+        for verdict in await check.take_back_lost():
+            get_logger().warning("collect.snapshot_lost", snapshot=verdict.subject, done=verdict.done)
+
+    async def _run_with_room(
+        self, progress: Progress, confirmed: bool, *, grace_s: float, shrinks: bool
+    ) -> tuple[float, Collected]:
+        """A run; on a disk without a free byte, with what the ballast and the segments that are wholly dead leave."""
+        parts = self._parts
+        try:
+            return await self._run(progress, confirmed, grace_s=grace_s, shrinks=shrinks)
+        except StoreFull as error:
+            freed = await self._free_dead(progress)
+            gave_up = await parts.offload.run(parts.ballast.give_up, f"collecting: {error.message}")
+            if not freed and not gave_up:
+                raise
+        return await self._run(progress, confirmed, grace_s=grace_s, shrinks=shrinks)
+
+    async def _run(
+        self, progress: Progress, confirmed: bool, *, grace_s: float, shrinks: bool
+    ) -> tuple[float, Collected]:
+        """One plan and its execution; also which share of the store the plan condemns."""
+        plan = await self._plan(progress, grace_s=grace_s, at_once=False, is_rehearsal=False)
+        return plan.share, await self._carry_out(plan, progress, confirmed, shrinks=shrinks)
+
+    async def _free_dead(self, progress: Progress) -> int:
+        """A rehearsal writes nothing, so that there is a plan to hold dead segments against on a full disk too."""
+        with suppress(StoreFull):
+            plan = await self._plan(progress, grace_s=self._parts.grace_s, at_once=False, is_rehearsal=True)
+            return await self._parts.offload.run(self._parts.collector.free_dead, plan)
+        return 0
 
     async def _plan(self, progress: Progress, *, grace_s: float, at_once: bool, is_rehearsal: bool) -> Plan:
         parts = self._parts

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from replicator.core.database import Database, OpenDatabase
-from replicator.core.errors import ConfigError, NotFound, StoreError
+from replicator.core.errors import ConfigError, DatabaseDamaged, NotFound, StoreError
 from replicator.core.logging import get_logger
 from replicator.core.ports import WallClock
 
@@ -67,6 +67,11 @@ class JobHistory:
 
     def close(self) -> None:
         self._db.close()
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is written into the table any more; empty while all is well."""
+        return self._db.poisoned
 
     def enter(self, job_id: str, kind: str, args: dict[str, Any]) -> JobRow:
         """Durably, if the disk lets us; an id that is there already keeps its first meaning."""
@@ -148,15 +153,18 @@ def _dump(value: dict[str, Any] | None) -> str | None:
 
 
 def _check(database: Database) -> str:
-    """`ok`, or what is wrong with the file or with a row."""
+    """What is wrong with the file or with a row; empty if nothing is."""
     try:
-        found: str = database.read().execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found := database.check():
+            return found
         for row in database.read().execute("SELECT args, result, error FROM jobs"):
             for text in row:
                 _load(text)
+    except DatabaseDamaged as error:
+        return error.message
     except (sqlite3.DatabaseError, ValueError, TypeError) as error:
         return str(error)
-    return found
+    return ""
 
 
 def _open(path: Path, open_database: OpenDatabase) -> Database:
@@ -171,7 +179,7 @@ def _open(path: Path, open_database: OpenDatabase) -> Database:
             raise ConfigError(f"{path} cannot be opened: {error}.", hint="Look at its owner and its disk.") from error
         found = str(error)
     else:
-        if (found := _check(database)) == "ok":
+        if not (found := _check(database)):
             return database
         database.close()
     get_logger().warning("jobs.damaged", path=str(path), found=found, then="beginning a new history")

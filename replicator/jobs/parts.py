@@ -7,6 +7,7 @@ from pathlib import Path
 from protocol.ids import SiteId
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.records import Signer
+from replicator.core.ballast import Ballast, NoBallast
 from replicator.core.ports import Entropy, Offload, WallClock
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.sources import Sources
@@ -45,4 +46,5 @@ class Parts:
     memo_folder: Path | None
     """None where nothing can be remembered: then every file is read each time."""
     grace_s: float
+    ballast: Ballast | NoBallast
     wake_scheduler: Callable[[], None]

@@ -164,6 +164,11 @@ class JobRunner:
     def views(self, *, limit: int) -> list[JobView]:
         return [self.view(row.job_id) for row in self._history.newest(limit=limit)]
 
+    @property
+    def trouble(self) -> str:
+        """Why jobs are no longer written down; empty while they are."""
+        return self._history.trouble
+
     def running(self) -> list[JobView]:
         return [self.view(job_id) for job_id in list(self._contexts)]
 

@@ -38,10 +38,12 @@ class Alert:
     hint: str
 
 
-def find_alerts(parts: Parts, mesh: Mesh, *, started_ns: int) -> list[Alert]:
+def find_alerts(parts: Parts, mesh: Mesh, *, started_ns: int, jobs_trouble: str = "") -> list[Alert]:
     """Everything that needs a person now."""
     settled = parts.clock.now_ns() - started_ns > _SETTLE_S * 1e9
     found = [*_of_store(parts), *_of_scrub(parts)]
+    if jobs_trouble:
+        found.append(Alert("jobs_read_only", "jobs", jobs_trouble, "Check the disk, then restart the node."))
     if settled:
         found += _of_schedule(parts)
         found += _of_peers(parts, mesh)
@@ -54,6 +56,15 @@ def _of_store(parts: Parts) -> Iterator[Alert]:
     counted = parts.store.statistics()
     if counted.read_only:
         yield Alert("store_read_only", "store", counted.read_only, "Check the disk, then restart the node.")
+    if parts.catalog.db.poisoned:
+        yield Alert(
+            "catalog_read_only", "catalogue", parts.catalog.db.poisoned, "Check the disk, then restart the node."
+        )
+    if parts.ballast.is_short:
+        yield Alert(
+            "ballast_gone", "store", parts.ballast.describe(),
+            "Delete snapshots and run `replicator gc`, or give the disk more room; it is laid again by itself.",
+        )  # fmt: skip
     if counted.broken_blocks:
         text = f"{counted.broken_blocks} blocks are broken and no peer has given a sound copy yet."
         yield Alert("blocks_broken", "store", text, "Run `replicator repair`; it lists what they touch.")

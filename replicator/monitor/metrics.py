@@ -64,6 +64,9 @@ def _store(store: dict[str, Any]) -> Iterable[Metric]:
     yield _one("store_broken_blocks", "Blocks in quarantine.", store["broken_blocks"])
     yield _one("store_condemned_blocks", "Blocks that wait out the grace of a collection.", store["condemned_blocks"])
     yield _one("store_read_only", "1 if a flush failed and the store takes no writes.", int(bool(store["read_only"])))
+    yield _one(
+        "store_ballast_bytes", "Room set aside for a disk that is full to the last byte.", store["ballast_bytes"]
+    )
     if store["oldest_verified_s"] is not None:
         yield _one("store_oldest_verified_seconds", "Age of the oldest proof of a segment.", store["oldest_verified_s"])
 

@@ -37,7 +37,8 @@ def node_status(sources: StatusSources) -> dict[str, Any]:
     parts = sources.parts
     now = parts.clock.now_ns()
     syncs = SyncSources(parts, sources.mesh, sources.jobs, sources.pulls)
-    alerts = find_alerts(parts, sources.mesh, started_ns=sources.started_ns)
+    trouble = sources.jobs.trouble
+    alerts = find_alerts(parts, sources.mesh, started_ns=sources.started_ns, jobs_trouble=trouble)
     return {
         "site": parts.site_name,
         "site_id": parts.site_id.hex(),
@@ -153,6 +154,7 @@ def _store(parts: Parts, now: int) -> dict[str, Any]:
         "read_only": counted.read_only,
         "soft_errors": counted.soft_errors,
         "deletion_off": parts.collector.why_off(),
+        "ballast_bytes": parts.ballast.bytes_here,
         "oldest_verified_s": _age(now, counted.oldest_verified_ns),
     }
 

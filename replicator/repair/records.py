@@ -12,6 +12,7 @@ are signed by the origin, so neither has to be believed, and each can be mended 
 What neither side can say any more is refused by name, and stays an alert.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -71,6 +72,16 @@ class RecordCheck:
             look.verdicts.append(await self._take_back(block, signed))
         return look.verdicts
 
+    async def take_back_lost(self) -> list[Verdict]:
+        """Of a check only the third part, and cheap: what a collection must know before it judges anything.
+
+        The number that catalogue and store share tells of an older catalogue only if something was opened or closed
+        since that copy was made. A node that was killed, and got a copy from the same run, has neither.
+        """
+        strays = await self._offload.run(self._unexplained)
+        is_quiet = not [holder for holder in self._store.holders() if holder != _HOLDER]
+        return [await self._take_back(block, signed) for block, signed in strays.items() if is_quiet]
+
     # -- in a worker thread ---------------------------------------------------------------
 
     def _look(self) -> _Look:
@@ -99,9 +110,21 @@ class RecordCheck:
         self._sort_strays(records, rows, look)
         return look
 
+    def _unexplained(self) -> dict[BlockId, bytes]:
+        """Records that belong to no row and to no deletion. Reads only those of which the row's name does not tell."""
+        if self._catalog.fact(_NOTED) is None:
+            return {}
+        rows, graves = snapshot_rows(self._catalog.db), buried(self._catalog.db)
+        explained = {*(row.record_block for row in rows), *graves.values()}
+        names = [name for name in self._store.of_kind(Kind.RECORD) if name not in explained]
+        known = {*(row.snapshot_id for row in rows), *graves}
+        return {block: signed for one, (block, signed) in self._sound(names).items() if one not in known}
+
     def _records_in_store(self) -> dict[SnapshotId, tuple[BlockId, bytes]]:
         """Every sound record among the blocks, by its snapshot."""
-        names = self._store.of_kind(Kind.RECORD)
+        return self._sound(self._store.of_kind(Kind.RECORD))
+
+    def _sound(self, names: Sequence[BlockId]) -> dict[SnapshotId, tuple[BlockId, bytes]]:
         found: dict[SnapshotId, tuple[BlockId, bytes]] = {}
         for at in range(0, len(names), _READ):
             for name, body in self._store.read(names[at : at + _READ]).sound.items():

@@ -147,6 +147,10 @@ class Collector:
             self._shelves, self._config, plan=plan, confirmed=confirmed, shrinks=shrinks, why_off=self._why_off
         )
 
+    def free_dead(self, plan: Plan) -> int:
+        """Of an execution only what takes no room on a full disk: see `Sweep.dead`. Returns the bytes freed."""
+        return self.carry_out(plan, confirmed=False).dead()
+
     def finish(self, mark: Mark, marks: Marks, *, grace_s: float, dry_run: bool, confirmed: bool) -> Collected:
         """A whole run at once, unpaced."""
         began = time.monotonic()

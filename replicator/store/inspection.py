@@ -9,10 +9,11 @@ right then is a *soft error*, counted, and shown as long as the store lives.
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
 from protocol.ids import BlockId
-from protocol.wire.envelope import Header
+from protocol.wire.envelope import Header, parse_header
 from replicator.core.errors import StoreError
 from replicator.core.logging import get_logger
 from replicator.core.ports import WallClock
@@ -24,6 +25,8 @@ from replicator.store.verify import Piece, Wanted, closing_handle, drop_cached, 
 
 _ROWS: Final = 256
 _SOFT: Final = "soft_errors"
+_ABSOLVED_MAX: Final = 4096
+"""Read again at the start: seconds of a slow disk at most. The rest waits for a repair, or the next start."""
 
 
 class Room(Protocol):
@@ -34,6 +37,7 @@ class Room(Protocol):
 
     def wanted(self, ids: Sequence[BlockId]) -> tuple[list[Wanted], list[Fault]]: ...
     def flush_quietly(self) -> None: ...
+    def noticing(self) -> AbstractContextManager[None]: ...
 
 
 class LocalInspection:
@@ -74,7 +78,8 @@ class LocalInspection:
             self.soft_errors += count
             get_logger().warning("store.soft_errors", now=count, ever=self.soft_errors)
             try:
-                self._room.ledger.set_fact(_SOFT, self.soft_errors)
+                with self._room.noticing():
+                    self._room.ledger.set_fact(_SOFT, self.soft_errors)
             except StoreError:
                 return  # A store that cannot write can still be read; the number is kept while the node runs.
 
@@ -106,7 +111,8 @@ class LocalInspection:
         faults, soft = self._prove(rows, past_cache=past_cache)
         if not ended:
             return VerifiedPart(ScrubCursor(cursor.segment, offset), len(rows), total, faults, soft)
-        room.ledger.note_verified(cursor.segment, now_ns=self._clock.now_ns())
+        with room.noticing():
+            room.ledger.note_verified(cursor.segment, now_ns=self._clock.now_ns())
         following = ScrubCursor(numbers[1], 0) if len(numbers) > 1 else None
         return VerifiedPart(following, len(rows), total, faults, soft)
 
@@ -132,8 +138,28 @@ class LocalInspection:
                     if header.block_id in missing:
                         found[header.block_id] = (header, Place(number, at, header.sealed_bytes))
         if found:
-            room.ledger.insert(list(found.values()))
+            with room.noticing():
+                room.ledger.insert(list(found.values()))
         return sorted(found)
+
+    def absolve(self) -> None:
+        """Read once more what was found broken: a disk that answered with an error then may give the bytes now.
+
+        They are proven, so nothing wrong can come back; and without this a cable that was loose for a minute would cost
+        every block that was read in it, where no peer has them.
+        """
+        room = self._room
+        suspects = [fault for fault in room.ledger.broken() if fault.place is not None][:_ABSOLVED_MAX]
+        wanted: list[Wanted] = [(one.block_id, one.place, one.kind) for one in suspects if one.place is not None]
+        sound = [
+            (parse_header(piece.sealed), piece.wanted[1])
+            for run in read_pieces(room.files, wanted)
+            for piece in run
+            if piece.fault is None
+        ]
+        if sound:
+            room.ledger.insert(sound, replace=True)
+            get_logger().warning("store.absolved", blocks=len(sound), then="they were broken, and can be read again")
 
     def ages(self) -> list[SegmentAge]:
         verified = self._room.ledger.verified_ns()

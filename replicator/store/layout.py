@@ -51,7 +51,7 @@ class StoreLayout:
     def read_generation(self) -> int:
         """How often the store has been opened; 0 if that is not known."""
         try:
-            return int(self.generation.read_text(errors="replace"))
+            return max(0, int(self.generation.read_text(errors="replace")))
         except (FileNotFoundError, ValueError):
             return 0
 

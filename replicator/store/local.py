@@ -5,8 +5,10 @@ The order of a commit, which everything else rests on:
     bytes into the segment → fdatasync → rows into the ledger (one transaction, FULL) → return
 
 and for a new segment its name is made durable before its first byte. Whoever is told
-"committed" can pull the plug. Writers that commit at the same moment share one flush: the
-first in takes everything that is pending, the others find it done.
+"committed" can pull the plug. Writers that commit at the same moment share one flush: one of
+them leads and takes everything that is pending, and each of the others waits only until *its*
+bytes are covered. (With a plain lock instead of that, the one that has just released it takes
+it again, and sixteen writers need as many flushes as one after the other would.)
 
 Blocks that are appended and not yet committed are known in memory only (`_pending`), so a
 second writer of the same bytes does not write them again, and a crash forgets exactly what
@@ -21,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -79,6 +82,10 @@ class LocalStore:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="prove")
         self._append_lock = threading.Lock()
         self._commit_lock = threading.Lock()
+        self._turn = threading.Condition()
+        self._is_led = False
+        self._appended = self._flushed = 0
+        """How many batches were ever appended, and how many of them the last good flush has covered."""
         self._pending: dict[BlockId, tuple[Header, Place]] = {}
         self._committing: dict[BlockId, tuple[Header, Place]] = {}
         self.replayed = Replayed(0, 0, 0)
@@ -107,6 +114,7 @@ class LocalStore:
             )
             store.leases.epoch = max(1, store.ledger.fact("epoch"))
             store.replayed = recover(layout, store.files, store.ledger, now_ns=store._clock.now_ns())
+            store._inspection.absolve()
         except BaseException:
             os.close(handle)
             raise
@@ -149,7 +157,8 @@ class LocalStore:
         if condemned:
             # Told "present" under a lease is a promise, so the sentence is lifted before we look what
             # is here: the other way round a sweep could carry it out in between.
-            self.ledger.revive(list(condemned))
+            with self.noticing():
+                self.ledger.revive(list(condemned))
         # No lock: an append holds it while it writes megabytes. A block goes from `_pending` to `_committing`
         # to the ledger and is in at least one of them at every moment, so they are asked in that order.
         here = {block for block in ids if block in self._pending or block in self._committing}
@@ -178,6 +187,7 @@ class LocalStore:
             raise self._failure("Writing a segment", error) from error
         for block, place in zip(fresh, places, strict=True):
             self._pending[block.header.block_id] = (block.header, place)
+        self._appended += 1
 
     def _failure(self, doing: str, error: OSError) -> StoreError:
         what = f"{doing} failed: {error.strerror}."
@@ -188,11 +198,15 @@ class LocalStore:
             return StoreReadOnly(what, hint="Check the disk, then restart the node.")
         return StoreError(what)
 
+    def reserve_bytes(self) -> int:
+        """What writes must leave free on this disk."""
+        room = os.statvfs(self._layout.segments)
+        return min(self.config.reserve_bytes_max, int(room.f_blocks * room.f_frsize * self.config.reserve_share))
+
     def _refuse_if_full(self, coming_bytes: int) -> None:
         room = os.statvfs(self._layout.segments)
         free = room.f_bavail * room.f_frsize
-        total = room.f_blocks * room.f_frsize
-        reserve = min(self.config.reserve_bytes_max, int(total * self.config.reserve_share))
+        reserve = self.reserve_bytes()
         if free - coming_bytes < reserve:
             raise StoreFull(
                 f"{self._layout.root} has {free} bytes free, and {reserve} are kept in reserve.",
@@ -202,18 +216,41 @@ class LocalStore:
     def commit(self, lease: Lease, *, keep_cached: bool = True) -> None:
         self.leases.check(lease)
         self.flush(keep_cached=keep_cached)
-        # And again: the process may have been stopped in the middle, and a flush may take minutes.
+        # And again: the process may have been stopped in the middle, a flush may take minutes, and somebody else's may
+        # have found that what we wrote is gone.
         self.leases.check(lease)
 
     def flush(self, *, keep_cached: bool = True) -> None:
-        """Make everything that is pending durable, whoever appended it."""
+        """Make everything that is pending durable, whoever appended it.
+
+        Returns when all that was appended before is.
+        """
+        with self._append_lock:
+            goal = self._appended
+        with self._turn:
+            self._turn.wait_for(lambda: not self._is_led or self._flushed >= goal or self.files.poisoned)
+            if self.files.poisoned:
+                raise StoreReadOnly(self.files.poisoned, hint="Check the disk, then restart the node.")
+            if self._flushed >= goal:
+                return
+            self._is_led = True
+        try:
+            self._flush_all(keep_cached=keep_cached)
+        finally:
+            with self._turn:
+                self._is_led = False
+                self._turn.notify_all()
+
+    def _flush_all(self, *, keep_cached: bool) -> None:
         with self._commit_lock:
             with self._append_lock:
-                if self.files.poisoned:
+                if self.files.poisoned:  # Meanwhile: a move of blocks shares the segments, and their failed flush.
                     raise StoreReadOnly(self.files.poisoned, hint="Check the disk, then restart the node.")
                 self._committing, self._pending = self._pending, {}
+                covers = self._appended
                 taken = self.files.take_unsynced()
             if not self._committing:
+                self._flushed = covers
                 return
             done = False
             try:
@@ -224,6 +261,7 @@ class LocalStore:
                 for at in range(0, len(rows), _COMMIT_ROWS_MAX):
                     self.ledger.insert(rows[at : at + _COMMIT_ROWS_MAX])
                 done = True
+                self._flushed = covers
             except StoreReadOnly as error:
                 self.files.poisoned = error.message
                 raise
@@ -239,6 +277,15 @@ class LocalStore:
                         self._pending = {**self._committing, **self._pending}
                     self._committing = {}
                     self.files.close_retired()
+
+    @contextmanager
+    def noticing(self) -> Iterator[None]:
+        """A flush of the ledger that fails closes the store for writes, whoever asked for it."""
+        try:
+            yield
+        except StoreReadOnly as error:
+            self.files.poisoned = self.files.poisoned or error.message
+            raise
 
     def full_segments(self) -> list[int]:
         """The segments that will never be appended to again."""
@@ -256,8 +303,9 @@ class LocalStore:
                 except OSError as error:
                     raise self._failure("Moving blocks", error) from error
                 taken = self.files.take_unsynced()
-            self.files.sync(taken)
-            self.ledger.insert([(b.header, p) for b, p in zip(blocks, places, strict=True)], replace=True)
+            with self.noticing():
+                self.files.sync(taken)
+                self.ledger.insert([(b.header, p) for b, p in zip(blocks, places, strict=True)], replace=True)
 
     # -- reading --------------------------------------------------------------------------
 
@@ -317,7 +365,8 @@ class LocalStore:
             if fault.place is not None:
                 with self._append_lock:
                     self.files.stop_writing_to(fault.place.segment)
-        return self.ledger.quarantine(faults, now_ns=self._clock.now_ns())
+        with self.noticing():
+            return self.ledger.quarantine(faults, now_ns=self._clock.now_ns())
 
     def broken(self) -> list[Fault]:
         return self.ledger.broken()

@@ -10,7 +10,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from replicator.core.errors import StoreError
+from replicator.core.errors import DatabaseDamaged, StoreError
 from replicator.core.files import sync_directory
 from replicator.core.logging import get_logger
 from replicator.store.config import StoreConfig
@@ -34,7 +34,7 @@ def open_ledger(layout: StoreLayout, config: StoreConfig) -> Ledger:
         if not wrong:
             return ledger
         ledger.close()
-    except LedgerDamaged as error:
+    except (LedgerDamaged, DatabaseDamaged) as error:
         wrong = error.message
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & 0xFF not in _DAMAGED:
@@ -58,11 +58,12 @@ def recover(layout: StoreLayout, files: SegmentFiles, ledger: Ledger, *, now_ns:
 
     A ledger from a copy has accounted for bytes, but not for what happened to their blocks since:
     it is cross-checked with every segment. (The ledger is marked before the file is, so that
-    a crash between the two leaves a ledger that is too new, which is none from a copy.)
+    a crash between the two leaves a ledger that is too new, which is none from a copy. Without the file, or with
+    one that makes no sense, nobody knows, and it is cross-checked too.)
     """
     generation, last = ledger.fact("generation"), layout.read_generation()
     _disown_lost(files, ledger, now_ns=now_ns)
-    if generation < last:
+    if generation < last or (generation and not last):
         ledger.distrust_segments()
     replayed = replay(files, ledger)
     ledger.set_fact("generation", max(generation, last) + 1)

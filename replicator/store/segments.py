@@ -106,12 +106,10 @@ class SegmentFiles:
 
     def _retire(self) -> None:
         assert self._active is not None
-        number, handle = self._active
+        # Not closed here: a flush that has taken it may be in the middle of it, and the number of a descriptor that is
+        # closed goes to the next file that anybody opens. That one would be flushed in its place.
+        self._to_close.append(self._active[1])
         self._active = None
-        if number in self._unsynced:
-            self._to_close.append(handle)
-        else:
-            os.close(handle)
 
     def take_unsynced(self) -> list[tuple[int, int]]:
         """The segments with bytes that no `sync` has covered: number and descriptor. The taker must sync them."""
@@ -147,7 +145,7 @@ class SegmentFiles:
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close_retired(self) -> None:
-        """Close full segments whose bytes are flushed."""
+        """Close full segments whose bytes are flushed. Only between two flushes."""
         unsynced = set(self._unsynced.values())
         for handle in [handle for handle in self._to_close if handle not in unsynced]:
             self._to_close.remove(handle)

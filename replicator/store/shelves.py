@@ -1,12 +1,14 @@
 """The shelves of a local store: what a collector may do to segment files and the ledger."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from threading import Lock
 from typing import Final, Protocol
 
 from protocol.errors import ProtocolError
 from protocol.ids import BlockId
 from protocol.wire.envelope import HEADER_BYTES, parse_header
+from replicator.core.errors import StoreFull
 from replicator.store.leases import Leases
 from replicator.store.ledger import Ledger
 from replicator.store.ports import Fault, Mark, Moved, Place, SealedBlock, Shelf
@@ -27,6 +29,7 @@ class Backroom(Protocol):
     housekeeping: Lock
 
     def flush(self) -> None: ...
+    def noticing(self) -> AbstractContextManager[None]: ...
     def full_segments(self) -> list[int]: ...
     def rewrite(self, blocks: Sequence[SealedBlock]) -> None: ...
     def quarantine(self, faults: Sequence[Fault]) -> int: ...
@@ -47,7 +50,8 @@ class LocalShelves:
         if is_rehearsal:
             return Mark(leases.epoch + 1, oldest)
         epoch = leases.advance()
-        self._room.ledger.set_fact("epoch", epoch)
+        with self._room.noticing():
+            self._room.ledger.set_fact("epoch", epoch)
         return Mark(epoch, oldest)
 
     def holders(self) -> list[str]:
@@ -65,23 +69,23 @@ class LocalShelves:
         return self._room.ledger.condemned_among(ids)
 
     def condemn(self, ids: Sequence[BlockId], *, epoch: int, now_ns: int) -> None:
-        with self._room.housekeeping:
+        with self._room.housekeeping, self._room.noticing():
             self._room.ledger.condemn(ids, epoch=epoch, now_ns=now_ns)
 
     def revive(self, ids: Sequence[BlockId]) -> None:
-        with self._room.housekeeping:
+        with self._room.housekeeping, self._room.noticing():
             self._room.ledger.revive(ids)
 
     def revive_all(self) -> int:
-        with self._room.housekeeping:
+        with self._room.housekeeping, self._room.noticing():
             return self._room.ledger.revive_all()
 
     def sweep(self, ids: Sequence[BlockId], *, epoch_below: int) -> int:
-        with self._room.housekeeping:
+        with self._room.housekeeping, self._room.noticing():
             return self._room.ledger.sweep(ids, epoch_below=epoch_below)
 
     def drop_broken(self, ids: Sequence[BlockId]) -> None:
-        with self._room.housekeeping:
+        with self._room.housekeeping, self._room.noticing():
             self._room.ledger.drop_broken(ids)
 
     # -- the rest -------------------------------------------------------------------------
@@ -138,7 +142,7 @@ class LocalShelves:
 
     def move_out(self, number: int, *, after: int, bytes_max: int) -> Moved:
         """The blocks are proven on the way; one that cannot be read stays where it lies."""
-        with self._room.housekeeping:
+        with self._room.housekeeping, self._room.noticing():
             return self._move_out(number, after=after, bytes_max=bytes_max)
 
     def _move_out(self, number: int, *, after: int, bytes_max: int) -> Moved:
@@ -165,7 +169,9 @@ class LocalShelves:
         return self._room.rescue(ids)
 
     def remove(self, numbers: Sequence[int]) -> int:
-        with self._room.housekeeping:
+        with self._room.housekeeping, self._room.noticing():
             freed = self._room.files.remove(numbers)
-            self._room.ledger.forget_segments(numbers)
+            # A segment that is gone and not forgotten does no harm: nothing is said to lie in it.
+            with suppress(StoreFull):
+                self._room.ledger.forget_segments(numbers)
             return freed

@@ -27,8 +27,9 @@ from replicator.store.marks import are_marked, prefixes
 from replicator.store.plan import Plan, plan_shelves
 from replicator.store.ports import Shelf, Shelves
 
-_ROWS: Final = 20_000
-"""Ids a transaction: some tens of milliseconds of the index's write lock."""
+_ROWS: Final = 1000
+"""Ids a transaction. Each may dirty three pages of 4 KiB, at random places: 12 MiB, which is what the ballast of a
+full disk has room for (`core/ballast.py`)."""
 _MOVE_BYTES: Final = 4 * MIB
 _REMOVE_FILES: Final = 16
 """Segments a step: each directory flush covers them all, and a kill between two steps leaves few."""
@@ -61,12 +62,15 @@ class Collected:
     """Why the run ended before its end; the next one goes on."""
 
     def joined(self, later: "Collected") -> "Collected":
-        """This run and the one right after it, as one: the sentences of the first, carried out by the second."""
+        """This run and the one right after it, as one: the sentences of the first, carried out by the second.
+
+        (The second has sentences of its own where the disk was too full for all of them at once.)
+        """
         return replace(
             later,
-            blocks_condemned=self.blocks_condemned,
-            bytes_condemned=self.bytes_condemned,
-            condemned=self.condemned,
+            blocks_condemned=self.blocks_condemned + later.blocks_condemned,
+            bytes_condemned=self.bytes_condemned + later.bytes_condemned,
+            condemned=self.condemned + later.condemned,
             blocks_swept=self.blocks_swept + later.blocks_swept,
             bytes_swept=self.bytes_swept + later.bytes_swept,
             swept=self.swept + later.swept,
@@ -81,7 +85,8 @@ class Collected:
 
 @dataclass(slots=True)
 class _Tally:
-    blocks_condemned: int = 0
+    condemned: list[bytes] = field(default_factory=list)
+    bytes_condemned: int = 0
     blocks_swept: int = 0
     bytes_swept: int = 0
     blocks_revived: int = 0
@@ -129,6 +134,15 @@ class Sweep:
                 if self._tally.stopped:
                     return
 
+    def dead(self) -> int:
+        """Unlink the segments in which no block is left, and nothing else: on a full disk this takes no room at all.
+
+        Returns the bytes freed. Raises `StoreError`.
+        """
+        for _ in self._remove_empty():
+            pass
+        return self._tally.bytes_freed
+
     def _is_off(self) -> bool:
         self._tally.stopped = self._tally.stopped or self._why_off()
         return bool(self._tally.stopped)
@@ -155,12 +169,21 @@ class Sweep:
             yield 0
 
     def _condemn(self) -> Iterator[int]:
-        for run in self._plan.condemn:
+        """A disk too full for all sentences is no failure if it had room for some: to carry them out makes more."""
+        size = _ROWS * BLOCK_ID_BYTES
+        for packed in (run[at : at + size] for run in self._plan.condemn for at in range(0, len(run), size)):
             if self._is_off():
                 yield 0
                 return
-            self._shelves.condemn(split_ids(run), epoch=self._plan.mark.epoch, now_ns=self._plan.at_ns)
-            self._tally.blocks_condemned += len(run) // BLOCK_ID_BYTES
+            ids = split_ids(packed)
+            try:
+                self._shelves.condemn(ids, epoch=self._plan.mark.epoch, now_ns=self._plan.at_ns)
+            except StoreFull:
+                if not self._tally.condemned:
+                    raise
+                return
+            self._tally.condemned.append(packed)
+            self._tally.bytes_condemned += sum(place.length for place in self._shelves.places(ids).values())
             yield 0
 
     def _drop_broken(self) -> Iterator[int]:
@@ -236,10 +259,10 @@ class Sweep:
         return False
 
     def result(self, *, duration_s: float) -> Collected:
-        tally, done = self._tally, self._tally.blocks_condemned
+        tally = self._tally
         return Collected(
-            blocks_condemned=done,
-            bytes_condemned=self._plan.condemn_bytes if done else 0,
+            blocks_condemned=sum(map(len, tally.condemned)) // BLOCK_ID_BYTES,
+            bytes_condemned=tally.bytes_condemned,
             blocks_swept=tally.blocks_swept,
             bytes_swept=tally.bytes_swept,
             blocks_revived=tally.blocks_revived,
@@ -247,7 +270,7 @@ class Sweep:
             bytes_freed=tally.bytes_freed,
             writers_waited_for=len(self._plan.writers),
             duration_s=duration_s,
-            condemned=self._plan.condemn if done else (),
+            condemned=tuple(tally.condemned),
             swept=(self._plan.sweep,) if tally.blocks_swept else (),
             segments=tuple(sorted(tally.segments)),
             segments_kept=tuple(sorted(tally.kept)),

@@ -52,7 +52,8 @@ class MemoryDatabase(Database):
         self._power = power
         super().__init__(path, migrations)
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, factory: type[sqlite3.Connection]) -> sqlite3.Connection:
+        del factory  # One connection for all, so it cannot be of a reader's kind.
         return self._kept.connection(self.path.name)
 
     @contextmanager

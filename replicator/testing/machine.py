@@ -15,6 +15,7 @@ from replicator.app.base import Base, take_up, why_off
 from replicator.app.config import parse_config, store_config
 from replicator.app.recovery import renew
 from replicator.catalog.catalog import Catalog
+from replicator.core.ballast import NoBallast
 from replicator.core.ports import Offload
 from replicator.ingest.config import IngestConfig
 from replicator.jobs.history import JobHistory
@@ -95,6 +96,8 @@ class MemoryMachine:
             store=store,
             collector=Collector(store, clock=self.clock, why_off=lambda: why_off(config, catalog)),
             catalog=catalog,
+            ballast=NoBallast(),
+            keep_free=lambda: 0,
             shelf=self.sets,
             open_history=lambda: JobHistory(JOBS, clock=self.clock, open_database=open_database),
             sources=self.sources,

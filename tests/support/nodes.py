@@ -47,7 +47,8 @@ PROGRAM = (sys.executable, "-m", "replicator.app.main")
 def write_state(root: Path, name: str, **settings: str) -> None:
     """What `init` makes, without starting a process for it. No ports are fixed unless `settings` say so."""
     values = {
-        "name": name, "listen": "127.0.0.1:0", "http": "", "segment_size": "1MiB", "reserve": "0", **settings,
+        "name": name, "listen": "127.0.0.1:0", "http": "", "segment_size": "1MiB", "reserve": "0", "ballast": "0",
+        **settings,
     }  # fmt: skip
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     identity = Identity.generate()

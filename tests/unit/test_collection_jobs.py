@@ -152,11 +152,21 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 # -- guard and switch -------------------------------------------------------------------------
 
 
-async def test_a_catalogue_that_lost_most_of_its_rows_costs_nothing_and_is_an_alarm(home: Site, tmp_path: Path) -> None:
+async def test_a_catalogue_that_lost_its_rows_has_them_back_before_anything_is_judged(
+    home: Site, tmp_path: Path
+) -> None:
     snapshots = await three_generations(home, tmp_path / "data")
-    blocks = home.store.statistics().blocks
     with home.catalog.db.write() as connection:
         connection.execute("DELETE FROM snapshots")
+    done = await gc(home, confirmed=True)
+    assert (done["blocks_condemned"], done["blocks_swept"]) == (0, 0)
+    assert all(home.holds(snapshot) for snapshot in snapshots)
+
+
+async def test_a_deletion_of_nearly_everything_is_held_and_is_an_alarm(home: Site, tmp_path: Path) -> None:
+    snapshots = await three_generations(home, tmp_path / "data")
+    blocks = home.store.statistics().blocks
+    home.catalog.delete_snapshots([snapshot.snapshot_id for snapshot in snapshots])
     for _ in range(3):
         done = await gc(home, confirmed=False)
         assert done["held"].startswith("100%") and done["blocks_condemned"] == 0

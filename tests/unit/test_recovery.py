@@ -116,6 +116,27 @@ async def test_also_after_a_crash_and_a_catalogue_that_could_not_be_opened(tmp_p
         assert site.holds(newest)
 
 
+async def test_a_copy_from_the_same_run_put_back_after_a_crash_costs_no_snapshot_either(tmp_path: Path) -> None:
+    """Nothing was opened or closed since it was made, so store and catalogue agree; a collection sees the record."""
+    state, crashed = tmp_path / "home", tmp_path / "crashed"
+    with open_site(state, "home") as site:
+        volume = site.protect(write_tree(tmp_path / "data", files=2, size=5000))
+        gone = await site.take(volume)
+        copy_catalog(site, tmp_path / "copy")
+        (tmp_path / "data/late").write_bytes(b"late" * 1000)
+        newest = await site.take(volume)
+        shutil.copytree(state, crashed)
+    for suffix in ("-wal", "-shm"):
+        (crashed / f"catalog.sqlite{suffix}").unlink(missing_ok=True)
+    shutil.copy(tmp_path / "copy", crashed / "catalog.sqlite")
+    with open_site(crashed, "home") as site:
+        site.catalog.delete_snapshots([gone.snapshot_id])
+        await care(site, "gc", grace_s=0, confirmed=True)
+        assert site.holds(newest)
+        assert not site.holds(gone), "and what was deleted on purpose stays away"
+        assert not site.store.read([newest.record_block]).faults
+
+
 async def test_a_restart_brings_no_deleted_snapshot_back(tmp_path: Path) -> None:
     with open_site(tmp_path / "home", "home") as site:
         snapshot = await site.take(site.protect(write_tree(tmp_path / "data", files=1, size=10)))

@@ -224,7 +224,7 @@ async def test_a_block_that_is_quarantined_shows_in_the_next_comparison(tmp_path
         await home.send(snapshot, cabin)
         link = await home.link_to(cabin)
         await home.parts.auditor.compare(link, snapshot.record, fresh=False)
-        block = BlockId((home.parts.auditor._shelf.get(snapshot.record.root) or b"")[:32])
+        block = BlockId(bytes((home.parts.auditor._shelf.get(snapshot.record.root) or b"")[:32]))
         damage(cabin.store, block)
         cabin.store.quarantine(cabin.store.read([block]).faults)
         after = await home.parts.auditor.compare(link, snapshot.record, fresh=False)

@@ -12,7 +12,7 @@
 Whoever has nothing open closes at once, so most sessions are shorter. A close carries the
 root of what both hold, as the closer sees it. The other side subtracts what it found the peer
 to lack from its own root: if that is the same 128 bits, both know everything. If not, some
-36-bit suffix misled us, and a second attempt runs on the other lane of the tokens.
+suffix misled us, and a second attempt runs on the other lane of the tokens.
 
 The one thing that needs care is a cell with one block of mine and two of yours. To me it looks
 like a single block of yours; only your look-up can tell. Turns 2 and 3 pay for that with a

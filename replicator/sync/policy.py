@@ -6,7 +6,7 @@ concern a snapshot: a peer may read what one of our syncs names for it, what cam
 first place, and what we are offering it just now.
 
 Blocks are asked for by their hash. Whoever knows the hash knows the content, or has read the
-manifest that names it; so for blocks it is enough that the peer may read anything here at all.
+manifest that names it; so for blocks it is enough that the peer may read anything here at all, or ask for repairs.
 """
 
 from collections.abc import Callable
@@ -134,7 +134,10 @@ class Policy:
                 signed = (snapshot_id, link.peer) in self._catalog.receipts()
                 return "" if signed else self._about(link, snapshot_id)
             case blocks.WantBlocks():
-                return "" if self._may_read_anything(link) else "no sync names anything for this site"
+                # Whoever may ask for a repair gets any block by its hash that way; as a further source of one for a
+                # snapshot that somebody else has offered, this site should be no slower.
+                may = "repair" in rights or self._may_read_anything(link)
+                return "" if may else "no sync names anything for this site"
         return ""
 
     def _about(self, link: Link, snapshot_id: bytes) -> str:

@@ -43,8 +43,8 @@ async def mesh(folder: Path, size: int) -> AsyncIterator[tuple[dict[str, Site], 
             await new.link_to(sites[name])
             await sites[name].link_to(new)
         for site in sites.values():
-            await site.living._relations.step()
-        assert len(new.living._relations.holders_of(snapshot.record.volume_id)) == 3
+            await site.living._standing.step()
+        assert len(new.living._standing.holders_of(snapshot.record.volume_id)) == 3
         yield sites, proxies, snapshot
 
 

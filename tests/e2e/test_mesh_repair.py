@@ -122,7 +122,7 @@ async def test_what_nobody_has_is_named_and_stays_in_quarantine(tmp_path: Path) 
 async def test_a_peer_that_lies_is_asked_no_more_after_three_lies_and_the_next_one_heals(
     tmp_path: Path, make: Callable[[Site, RepairBlocks], list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ask.random, "random", lambda: 1.0)  # No turning the order around.
+    monkeypatch.setattr(ask, "fraction", lambda _: 1.0)  # No turning the order around.
     async with a_pair(tmp_path) as (home, cabin):
         await shared_snapshot(tmp_path, home, cabin)
         ruined = ruin(home, 4)
@@ -160,7 +160,7 @@ async def test_a_peer_that_never_answers_costs_its_patience_once_and_is_asked_la
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ask, "_PATIENCE_S", 1.0)
-    monkeypatch.setattr(ask.random, "random", lambda: 1.0)
+    monkeypatch.setattr(ask, "fraction", lambda _: 1.0)
     with open_site(tmp_path / "tower", "tower") as tower:
         async with a_pair(tmp_path) as (home, cabin), running(tower):
             trust(home, tower)

@@ -520,7 +520,7 @@ def test_ctrl_c_during_the_demo_leaves_no_process_behind(tmp_path: Path) -> None
         [*PROGRAM, "demo", str(write_tree(tmp_path / "d", files=50, size=50_000)), "--work", str(work)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    eventually(lambda: list(work.rglob("api.sock")) or child.poll() is not None)
+    eventually(lambda: (work / "home" / "node.log").exists() or child.poll() is not None)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 130 and "Traceback" not in out + err, (out, err)

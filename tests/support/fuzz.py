@@ -261,7 +261,7 @@ async def live(site: Site, words: Words, report: Report, *, most: int) -> None:
     mine = Hello(version_min=1, version_max=1, site_id=site.parts.site_id, incarnation=bytes(16), name=site.name)
     link = Link(
         TimedEnd(near, report), peer=PEER, name="peer", is_dialer=not is_dialer, hello=mine,
-        handlers=site.mesh.handlers, pace=Pace(), address="fuzz",
+        handlers=site.mesh.handlers, pace=Pace(), address="fuzz", entropy=site.parts.entropy,
     )  # fmt: skip
     peer = Peer(words, is_dialer=is_dialer)
     async with trio.open_nursery() as nursery:
@@ -327,7 +327,7 @@ async def fuzz(folder: Path, *, frames: int, seed: int, most: int = 120) -> Repo
                     rss = _rss()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(site.living._run_jobs, trio.Event())
+            await nursery.start(_run_jobs, site)
             async with trio.open_nursery() as workers:
                 for _ in range(LIVES_AT_ONCE):
                     workers.start_soon(worker)
@@ -335,6 +335,12 @@ async def fuzz(folder: Path, *, frames: int, seed: int, most: int = 120) -> Repo
         report.rss_growth_bytes = _rss() - rss
         report.state_changed = _state(site) != before
     return report
+
+
+async def _run_jobs(site: Site, task_status: trio.TaskStatus[None]) -> None:
+    started = trio.Event()
+    task_status.started()
+    await site.living.jobs.run(started=started)
 
 
 def quiet() -> None:

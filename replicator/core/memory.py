@@ -2,7 +2,7 @@
 
 A node works in buffers of about a mebibyte. glibc gives such a buffer back to the kernel when
 it is freed, and the next one starts as 256 page faults; on a busy link that is a fifth of the
-CPU time (measured with `python -m bench first_sync`). Told to keep up to a bounded amount, it
+CPU time (measured with `python -m bench store_to_store`). Told to keep up to a bounded amount, it
 hands the same pages out again.
 """
 

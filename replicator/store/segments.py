@@ -139,7 +139,7 @@ class SegmentFiles:
         """Let the kernel reuse the pages of what was just flushed.
 
         A page that the kernel has at hand costs a copy; a fresh one of a virtual machine costs several times that
-        (half of a receiver's system time in `python -m bench first_sync`).
+        (half of a receiver's system time in `python -m bench store_to_store`).
         """
         for _, handle in taken:
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)

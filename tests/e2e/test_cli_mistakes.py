@@ -514,14 +514,15 @@ def test_ctrl_c_while_the_program_is_still_being_loaded_ends_it_with_a_word(
     assert "Traceback" not in said.read_text() and "Stopped" in said.read_text().splitlines()[-1]
 
 
-def test_ctrl_c_during_the_demo_leaves_no_process_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_ending_the_demo_leaves_no_process_behind(tmp_path: Path, asked: signal.Signals) -> None:
     work = tmp_path / "work"
     child = subprocess.Popen(
         [*PROGRAM, "demo", str(write_tree(tmp_path / "d", files=50, size=50_000)), "--work", str(work)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     eventually(lambda: (work / "home" / "node.log").exists() or child.poll() is not None)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(asked)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 130 and "Traceback" not in out + err, (out, err)
     left = subprocess.run(["pgrep", "-f", str(work)], capture_output=True, text=True).stdout.split()

@@ -46,7 +46,8 @@ class SyncViews:
 
     def all(self) -> list[dict[str, Any]]:
         now = self._parts.clock.now_ns()
-        return [describe_sync(self._sources, sync, now) for sync in self._parts.catalog.syncs()]
+        receipts = self._parts.catalog.receipts()
+        return [describe_sync(self._sources, sync, now, receipts) for sync in self._parts.catalog.syncs()]
 
     def add(self, request: SyncRequest) -> dict[str, Any]:
         """A standing order. The same volume, peer and direction again changes its terms."""
@@ -59,7 +60,7 @@ class SyncViews:
             self._parts.entropy.token(4).hex(), volume_id=volume_id, peer=peer.site_id, keep=request.keep, terms=terms
         )
         self._wake()
-        return describe_sync(self._sources, catalog.sync(sync_id), self._parts.clock.now_ns())
+        return describe_sync(self._sources, catalog.sync(sync_id), self._parts.clock.now_ns(), catalog.receipts())
 
     def _terms(self, request: SyncRequest) -> tuple[VolumeId, SyncTerms]:
         parse_keep(request.keep)
@@ -103,7 +104,7 @@ class SyncViews:
         check_terms(terms)
         catalog.change_sync(sync_id, keep=keep, terms=terms)
         self._wake()
-        return describe_sync(self._sources, catalog.sync(sync_id), self._parts.clock.now_ns())
+        return describe_sync(self._sources, catalog.sync(sync_id), self._parts.clock.now_ns(), catalog.receipts())
 
     def remove(self, sync_id: str) -> dict[str, Any]:
         self._parts.catalog.remove_sync(sync_id)

@@ -58,11 +58,13 @@ def pending_snapshots(catalog: Catalog, sync: SiteSync, receipts: Receipts) -> l
     """What the sync's peer has not signed for, newest first: the freshest copy is the one that counts."""
     if sync.terms.direction != PUSH:
         return []
+    # A site with a sync for each of a thousand volumes must not read everything a thousand times.
+    candidates = catalog.snapshots(None if sync.volume_id == EVERY_VOLUME else sync.volume_id)
     rules = catalog.copy_rules()
     passive = {volume for volume, rule in rules.items() if rule.is_passive}
     return [
         snapshot
-        for snapshot in reversed(catalog.snapshots())
+        for snapshot in reversed(candidates)
         if (snapshot.snapshot_id, sync.peer) not in receipts
         and names_snapshot(sync, snapshot, is_passive=snapshot.record.volume_id in passive)
     ]

@@ -13,7 +13,7 @@ from replicator.catalog.model import Protection, SiteSync
 from replicator.catalog.terms import PULL
 from replicator.core.ports import WallClock
 from replicator.core.workers import Idle, Outcome
-from replicator.jobs.due import Receipts, decide, may_try, pending_snapshots, tags_of_continuous, volumes_to_snapshot
+from replicator.jobs.due import decide, may_try, pending_snapshots, tags_of_continuous, volumes_to_snapshot
 from replicator.jobs.runner import JobRunner
 
 _LOOK_S: Final = 1.0
@@ -62,27 +62,37 @@ class Scheduler:
         self._clock = clock
         self._has_remote = has_remote
         """Whether there is something to fetch for a pull."""
+        self._owing: frozenset[str] = frozenset()
+        self._owing_at: int | None = None
 
     async def step(self) -> Outcome:
         now = self._clock.now_ns()
         for protection in self._catalog.protections():
             if is_due(protection, now):
                 self._submit_snapshot(protection, now)
-        receipts = self._catalog.receipts()
         # The most urgent first: where several could begin in this second, it gets the place.
-        for sync in sorted(self._catalog.syncs(), key=lambda one: one.terms.priority):
-            self._look_at(sync, now, receipts)
+        syncs = sorted(self._catalog.syncs(), key=lambda one: one.terms.priority)
+        owing = self._owing_now(syncs)
+        for sync in syncs:
+            self._look_at(sync, now, has_pending=sync.sync_id in owing)
         return Idle(_LOOK_S)
 
-    def _look_at(self, sync: SiteSync, now: int, receipts: Receipts) -> None:
+    def _owing_now(self, syncs: Sequence[SiteSync]) -> frozenset[str]:
+        """The pushes with something to bring over. The catalogue alone says so: while that rests, so does this."""
+        changes = self._catalog.db.changes_count
+        if changes != self._owing_at:
+            receipts = self._catalog.receipts()
+            self._owing = frozenset(s.sync_id for s in syncs if pending_snapshots(self._catalog, s, receipts))
+            self._owing_at = changes
+        return self._owing
+
+    def _look_at(self, sync: SiteSync, now: int, *, has_pending: bool) -> None:
         for volume in volumes_to_snapshot(self._catalog, sync, now):
             if not self._jobs.is_active("snapshot", volume.volume_id.hex()):
                 args = {"volumes": [volume.volume_id.hex()], "tags": tags_of_continuous(sync)}
                 self._jobs.submit("snapshot", args, job_id=f"continuous-{volume.volume_id.hex()[:8]}-{now}")
         if sync.terms.direction == PULL:
             has_pending = bool(sync.terms.cron) or self._has_remote(sync)
-        else:
-            has_pending = bool(pending_snapshots(self._catalog, sync, receipts))
         decision = decide(sync, now, has_pending=has_pending)
         if decision.is_due:
             self._submit_sync(sync)

@@ -6,8 +6,10 @@ How each site sync stands is told by `monitor/syncs.py`.
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from protocol.ids import SiteId
 from replicator.catalog.model import Protection, Volume
 from replicator.core.workers import WorkerRunner
+from replicator.jobs.due import Receipts
 from replicator.jobs.parts import Parts
 from replicator.jobs.pulls import Pulls
 from replicator.jobs.runner import JobRunner, JobView
@@ -37,6 +39,7 @@ def node_status(sources: StatusSources) -> dict[str, Any]:
     parts = sources.parts
     now = parts.clock.now_ns()
     syncs = SyncSources(parts, sources.mesh, sources.jobs, sources.pulls)
+    receipts = parts.catalog.receipts()
     trouble = sources.jobs.trouble
     alerts = find_alerts(parts, sources.mesh, started_ns=sources.started_ns, jobs_trouble=trouble)
     return {
@@ -48,8 +51,8 @@ def node_status(sources: StatusSources) -> dict[str, Any]:
         "health": "alert" if alerts else "well",
         "alerts": [asdict(alert) for alert in alerts],
         "peers": _peers(sources, now),
-        "volumes": _volumes(sources, now),
-        "syncs": [describe_sync(syncs, sync, now) for sync in parts.catalog.syncs()],
+        "volumes": _volumes(sources, now, receipts),
+        "syncs": [describe_sync(syncs, sync, now, receipts) for sync in parts.catalog.syncs()],
         "jobs": [describe_job(view) for view in sources.jobs.running()],
         "store": _store(parts, now),
         "scrub": scrub_page(parts, with_segments=False),
@@ -91,10 +94,12 @@ def _peers(sources: StatusSources, now: int) -> list[dict[str, Any]]:
     return page
 
 
-def _volumes(sources: StatusSources, now: int) -> list[dict[str, Any]]:
+def _volumes(sources: StatusSources, now: int, receipts: Receipts) -> list[dict[str, Any]]:
     catalog = sources.parts.catalog
     promises = {one.volume_id: one for one in catalog.protections()}
-    receipts = catalog.receipts()
+    held_by: dict[bytes, list[SiteId]] = {}
+    for snapshot_id, site in receipts:
+        held_by.setdefault(snapshot_id, []).append(site)
     page: list[dict[str, Any]] = []
     for volume in catalog.volumes():
         snapshots = catalog.snapshots(volume.volume_id)
@@ -113,8 +118,7 @@ def _volumes(sources: StatusSources, now: int) -> list[dict[str, Any]]:
                 "protection": _promise(promises.get(volume.volume_id), now),
                 "held_by": sorted(
                     catalog.peers.name_of(site)
-                    for (snapshot_id, site) in receipts
-                    if newest is not None and snapshot_id == newest.snapshot_id
+                    for site in (() if newest is None else held_by.get(newest.snapshot_id, ()))
                 ),
             }
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from replicator.catalog.model import EVERY_VOLUME, SiteSync, Snapshot
 from replicator.catalog.terms import PULL
-from replicator.jobs.due import pending_snapshots
+from replicator.jobs.due import Receipts, pending_snapshots
 from replicator.jobs.parts import Parts
 from replicator.jobs.pulls import Pulls
 from replicator.jobs.runner import JobRunner
@@ -49,12 +49,12 @@ def state_of(
     return f"blocked ({why_not})" if why_not else IDLE
 
 
-def describe_sync(sources: SyncSources, sync: SiteSync, now: int) -> dict[str, Any]:
+def describe_sync(sources: SyncSources, sync: SiteSync, now: int, receipts: Receipts) -> dict[str, Any]:
     """One sync as the API tells it."""
     parts, catalog, terms = sources.parts, sources.parts.catalog, sync.terms
     is_pull = terms.direction == PULL
     is_running = sources.jobs.is_active("sync", sync.sync_id)
-    pending: list[Snapshot] = [] if is_pull else pending_snapshots(catalog, sync, catalog.receipts())
+    pending: list[Snapshot] = [] if is_pull else pending_snapshots(catalog, sync, receipts)
     remote = sources.pulls.pending(sync) if is_pull and sources.pulls is not None else []
     records = [one.record for one in pending] + [one.record for one in remote]
     oldest = min((record.taken_ns for record in records), default=None)
@@ -103,8 +103,9 @@ def _volume_name(parts: Parts, sync: SiteSync) -> str:
 def queue(sources: SyncSources, now: int) -> list[dict[str, Any]]:
     """What is still to be brought over, by peer, the most urgent first, as it will be taken."""
     catalog, found = sources.parts.catalog, []
+    receipts = catalog.receipts()
     for sync in catalog.syncs():
-        items = pending_snapshots(catalog, sync, catalog.receipts())
+        items = pending_snapshots(catalog, sync, receipts)
         records = [one.record for one in items]
         if sync.terms.direction == PULL and sources.pulls is not None:
             records = [one.record for one in sources.pulls.pending(sync)]
@@ -121,7 +122,7 @@ def queue(sources: SyncSources, now: int) -> list[dict[str, Any]]:
                     "size_bytes": record.size_bytes,
                     "place_in_sync": place,
                     "do_not_expire": sync.terms.do_not_expire,
-                    "state": describe_sync(sources, sync, now)["state"],
+                    "state": describe_sync(sources, sync, now, receipts)["state"],
                 }
             )
     return sorted(found, key=lambda one: (one["peer"], one["priority"], one["place_in_sync"], one["sync_id"]))

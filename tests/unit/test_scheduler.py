@@ -1,11 +1,21 @@
 """When work is due: by a plan that no restart, pause or clock can confuse."""
 
+from contextlib import closing
+from pathlib import Path
+from typing import Any, cast
+
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.ids import SiteId, VolumeId
+from protocol.ids import BlockId, SiteId, SnapshotId, VolumeId
+from replicator.catalog.catalog import Catalog
 from replicator.catalog.model import Protection, SiteSync
-from replicator.jobs.scheduler import is_due, may_try, next_try_ns, plan_next_run, plan_retry_s
+from replicator.catalog.terms import SyncTerms
+from replicator.jobs.runner import JobRunner
+from replicator.jobs.scheduler import Scheduler, is_due, may_try, next_try_ns, plan_next_run, plan_retry_s
+from tests.stateful.test_catalogue_machine import record_of
+from tests.support.clocks import FakeWallClock
 
 S = 10**9
 NOW = 1_800_000_000 * S
@@ -74,3 +84,45 @@ def test_a_failed_sync_is_tried_again_after_its_pause_and_not_before(failures: i
 
 def test_a_failed_sync_does_not_wait_for_a_day_that_only_a_wrong_clock_has_seen() -> None:
     assert may_try(sync(NOW + 86400 * S), NOW)
+
+
+class Asked:
+    """What was submitted; nothing ever ends."""
+
+    def __init__(self) -> None:
+        self.syncs: list[str] = []
+
+    def submit(self, kind: str, args: dict[str, Any], *, job_id: str) -> None:
+        assert kind == "sync"
+        self.syncs.append(args["sync"])
+
+    def is_active(self, kind: str, key: str) -> bool:
+        return key in self.syncs
+
+
+def test_a_site_of_many_volumes_reads_its_snapshots_when_the_catalogue_has_changed_and_not_each_second(
+    tmp_path: Path,
+) -> None:
+    clock, asked, read = FakeWallClock(), Asked(), list[str]()
+    volumes = [VolumeId(bytes([one]) * 16) for one in range(1, 41)]
+    with closing(Catalog(tmp_path / "catalog.sqlite", clock=clock)) as catalog:
+        peer = SiteId(b"p" * 32)
+        catalog.peers.add(peer, name="cabin", addresses=[])
+        for number, volume in enumerate(volumes):
+            catalog.add_snapshot(record_of(number, volume, 1), BlockId(bytes(32)))
+            catalog.add_sync(f"s{number}", volume_id=volume, peer=peer, keep="", terms=SyncTerms())
+        catalog.db.read().set_trace_callback(lambda sql: read.append(sql) if "FROM snapshots" in sql else None)
+        scheduler = Scheduler(catalog=catalog, jobs=cast(JobRunner, asked), clock=clock)
+        trio.run(scheduler.step)
+        assert len(asked.syncs) == 40 and 0 < len(read) <= 40 and all("WHERE volume_id" in sql for sql in read)
+        for number in range(40):
+            catalog.add_receipt(SnapshotId(number.to_bytes(16, "big")), peer, b"receipt")
+        asked.syncs.clear()
+        trio.run(scheduler.step)
+        read.clear()
+        for _ in range(5):
+            trio.run(scheduler.step)
+        assert read == [] and asked.syncs == []
+        catalog.add_snapshot(record_of(100, volumes[3], 2), BlockId(bytes(32)))
+        trio.run(scheduler.step)
+        assert asked.syncs == ["s3"]

@@ -68,7 +68,8 @@ class Stage:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n".encode())
         self._process.stdin.flush()
-        return Actor(key, self._next(key, "forked", 20)["pid"], said)
+        # The first one waits until the zygote has imported everything, which a busy machine takes its time for.
+        return Actor(key, self._next(key, "forked", 120)["pid"], said)
 
     def wait_stopped(self, actor: Actor, *, seconds: float = 30) -> None:
         """Until it stands still and waits to be watched."""

@@ -166,9 +166,6 @@ class LocalStore:
 
     def append(self, lease: Lease, blocks: Sequence[SealedBlock]) -> int:
         here = self.have(lease, [block.header.block_id for block in blocks])
-        coming_bytes = sum(len(block.sealed) for block in blocks if block.header.block_id not in here)
-        if coming_bytes:
-            self._refuse_if_full(coming_bytes)
         with self._append_lock:
             fresh: list[SealedBlock] = []
             for block in blocks:
@@ -177,6 +174,8 @@ class LocalStore:
                     here.add(name)
                     fresh.append(block)
             if fresh:
+                # Under the lock: several who are told at once that there is room would fill the reserve together.
+                self._refuse_if_full(sum(len(block.sealed) for block in fresh))
                 self._write(fresh)
         return len(fresh)
 

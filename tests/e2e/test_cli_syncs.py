@@ -73,7 +73,7 @@ def test_an_order_is_planned_queued_waits_for_its_window_runs_and_is_in_the_hist
 def test_pausing_stops_a_transfer_in_the_middle_and_going_on_sends_only_the_rest(tmp_path: Path) -> None:
     home, cabin = Node(tmp_path / "home", "home"), Node(tmp_path / "cabin", "cabin")
     (tmp_path / "data").mkdir()
-    for number in range(240):  # 12 MB that nothing packs: twelve seconds at the rate below.
+    for number in range(800):  # 40 MB that nothing packs: forty seconds at the rate below, on a machine however busy.
         (tmp_path / "data" / str(number)).write_bytes(os.urandom(50_000))
     with started(home, cabin):
         become_peers(home, cabin)
@@ -81,7 +81,7 @@ def test_pausing_stops_a_transfer_in_the_middle_and_going_on_sends_only_the_rest
         home.job("snapshot", names=["data"])
         sync = home.cli("sync", "add", "--to", "cabin", "--rate", "1MB/s", "--json").json["sync_id"]
         eventually(lambda: sync_of(home)["state"] == "throttled")
-        time.sleep(3)
+        eventually(lambda: cabin.status()["peers"][0]["bytes_in"] > 1_500_000)
         assert home.cli("sync", "pause", sync).code == 0
         eventually(lambda: sync_of(home)["state"].startswith("blocked (paused"))
         eventually(lambda: not home.status()["jobs"])
@@ -92,7 +92,7 @@ def test_pausing_stops_a_transfer_in_the_middle_and_going_on_sends_only_the_rest
         assert home.cli("sync", "resume", sync).code == 0
         eventually(lambda: len(snapshots_of(cabin)) == 1)
         [sent] = next(j for j in home.cli("sync", "history", "--json").json if j["state"] == "done")["result"]["sent"]
-        assert 0 < sent["blocks"] < 240 and sent["blocks_twice"] == 0
+        assert 0 < sent["blocks"] < 800 and sent["blocks_twice"] == 0
 
 
 def test_one_that_fails_says_how_often_and_when_it_tries_again_and_one_that_is_refused_says_why(tmp_path: Path) -> None:

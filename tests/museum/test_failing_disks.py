@@ -2,7 +2,9 @@
 
 import errno
 import os
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from replicator.store import segments
 from replicator.store.config import StoreConfig
 from replicator.store.ledger import log
 from replicator.store.local import LocalStore
+from replicator.store.ports import SealedBlock
 from tests.museum.exhibits import all_ids, fail_with
 from tests.support.blocks import ids_of, sealed_blocks
 from tests.support.store import (
@@ -45,6 +48,41 @@ def test_a_nearly_full_disk_refuses_writes_before_the_end_and_still_collects(
     assert freed > 4000
     room.f_bavail = 10**6
     put(store, sealed_blocks(11))
+
+
+def test_writers_that_come_at_once_do_not_fill_the_reserve_together(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room for either of two writes, and not for both: each asks before the other has written, if it can."""
+    store = open_store(root, config=StoreConfig(reserve_bytes_max=1_000_000))
+    batches = [sealed_blocks(1, 3), sealed_blocks(5, 7)]
+    size = sum(len(block.sealed) for block in batches[0])
+    both_ask, said = threading.Barrier(2), list[str]()
+
+    def room(_: object) -> SimpleNamespace:
+        written = sum(store.files.size(number) for number in store.files.numbers())
+        free = 1_000_000 + size * 3 // 2 - written
+        with suppress(threading.BrokenBarrierError):
+            both_ask.wait(0.5)
+        return SimpleNamespace(f_bavail=free, f_frsize=1, f_blocks=10**12)
+
+    def write(batch: list[SealedBlock]) -> None:
+        writer = store.begin("w")
+        try:
+            store.append(writer, batch)
+            said.append("written")
+        except StoreFull:
+            said.append("refused")
+        store.end(writer)
+
+    monkeypatch.setattr(os, "statvfs", room)
+    threads = [threading.Thread(target=write, args=(batch,)) for batch in batches]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert sorted(said) == ["refused", "written"]
+    store.close()
 
 
 def test_a_disk_that_fills_up_in_the_middle_of_an_append_loses_nothing(

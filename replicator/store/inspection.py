@@ -134,7 +134,7 @@ class LocalInspection:
         found: dict[BlockId, tuple[Header, Place]] = {}
         for number in room.files.numbers() if missing else []:
             with closing_handle(room.files.open_to_read(number)) as handle:
-                for header, at in sound_blocks(handle, SEGMENT_HEADER_BYTES, room.files.size(number)):
+                for header, at in sound_blocks(handle, SEGMENT_HEADER_BYTES, room.files.size(number), unreadable=[]):
                     if header.block_id in missing:
                         found[header.block_id] = (header, Place(number, at, header.sealed_bytes))
         if found:

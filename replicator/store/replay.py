@@ -8,6 +8,9 @@ after a ledger was set back the other one may long be gone.
 
 A torn tail is left where it lies: new blocks go to a new segment, so nothing acknowledged is
 ever near a truncation.
+
+What the disk refuses to give is another matter than what is torn: the cable may be tight again
+tomorrow. The ledger then accounts for the segment only up to there, and the next opening looks again.
 """
 
 import os
@@ -18,6 +21,7 @@ from typing import Final
 from protocol.errors import ProtocolError
 from protocol.limits import BLOCK_BODY_MAX, MIB
 from protocol.wire.envelope import HEADER_BYTES, MAGIC, Header, unseal
+from replicator.core.logging import get_logger
 from replicator.store.ledger import Ledger
 from replicator.store.ports import Place
 from replicator.store.segments import SEGMENT_HEADER_BYTES, SegmentFiles
@@ -32,7 +36,7 @@ _SECTOR: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What a replay found. `skipped_bytes` could not be read as blocks: torn, or damaged."""
+    """What a replay found. `skipped_bytes` are no blocks: torn, damaged, or not given by the disk."""
 
     segments: int
     blocks: int
@@ -55,28 +59,36 @@ def replay(files: SegmentFiles, ledger: Ledger) -> Replayed:
             os.fdatasync(handle)
             rows: list[tuple[Header, Place]] = []
             covered = 0
-            for header, offset in sound_blocks(handle, start, size):
+            unreadable: list[int] = []
+            for header, offset in sound_blocks(handle, start, size, unreadable=unreadable):
                 rows.append((header, Place(number, offset, header.sealed_bytes)))
                 covered += header.sealed_bytes
                 if len(rows) >= _ROWS_MAX:
-                    ledger.insert(rows, replace=True)
+                    ledger.insert(rows, replace=True, accounts_to=min(unreadable, default=None))
                     found, rows = found + len(rows), []
-            ledger.insert(rows, replace=True)
+            ledger.insert(rows, replace=True, accounts_to=min(unreadable, default=None))
             found += len(rows)
             skipped += max(0, size - start - covered)
         finally:
             os.close(handle)
-        ledger.note_known({number: max(size, start)})
+        if unreadable:
+            get_logger().error(
+                "store.unreadable", segment=number, offset=min(unreadable), then="the next start looks again"
+            )
+        ledger.note_known({number: max(min(unreadable, default=size), start)})
     return Replayed(touched, found, skipped)
 
 
-def sound_blocks(handle: int, start: int, size: int) -> Iterator[tuple[Header, int]]:
-    """Every provable block between two offsets; after damage it looks for the next header that checks out."""
+def sound_blocks(handle: int, start: int, size: int, *, unreadable: list[int]) -> Iterator[tuple[Header, int]]:
+    """Every provable block between two offsets; after damage it looks for the next header that checks out.
+
+    Where the disk did not give everything, the offset from which to walk again is added to `unreadable`.
+    """
     at = base = start
     data = b""
     while at + HEADER_BYTES <= size:
         if base + len(data) < min(size, at + _LARGEST):
-            base, data = at, _read_what_can_be_read(handle, min(_WINDOW, size - at), at)
+            base, data = at, _read_what_can_be_read(handle, min(_WINDOW, size - at), at, unreadable)
         here = at - base
         try:
             header, _ = unseal(data, here)
@@ -89,7 +101,7 @@ def sound_blocks(handle: int, start: int, size: int) -> Iterator[tuple[Header, i
         at += header.sealed_bytes
 
 
-def _read_what_can_be_read(handle: int, count: int, at: int) -> bytes:
+def _read_what_can_be_read(handle: int, count: int, at: int, unreadable: list[int]) -> bytes:
     """`count` bytes, with zeros for the sectors that the disk does not give: they must not hide the others.
 
     (Reading through a memory map instead, a bad sector would kill the process.)
@@ -97,6 +109,7 @@ def _read_what_can_be_read(handle: int, count: int, at: int) -> bytes:
     try:
         data = pread_all(handle, count, at)
     except OSError:
+        unreadable.append(at)
         data = b"".join(
             _read_sector(handle, min(_SECTOR, at + count - begin), begin) for begin in range(at, at + count, _SECTOR)
         )

@@ -1,5 +1,7 @@
 """The shelves of a local store: what a collector may do to segment files and the ledger."""
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from threading import Lock
@@ -130,7 +132,10 @@ class LocalShelves:
                 try:
                     header = parse_header(pread_all(handle, HEADER_BYTES, at))
                 except ProtocolError:
-                    ids += [found.block_id for found, _ in sound_blocks(handle, at, size)]
+                    unreadable: list[int] = []
+                    ids += [found.block_id for found, _ in sound_blocks(handle, at, size, unreadable=unreadable)]
+                    if unreadable:
+                        raise OSError(errno.EIO, os.strerror(errno.EIO)) from None  # Not read is not "not there".
                     break
                 ids.append(header.block_id)
                 at += header.sealed_bytes

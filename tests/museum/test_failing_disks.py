@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +15,7 @@ from replicator.core.errors import (
     StoreFull,
     StoreReadOnly,
 )
-from replicator.store import segments
+from replicator.store import replay, segments
 from replicator.store.config import StoreConfig
 from replicator.store.ledger import log
 from replicator.store.local import LocalStore
@@ -192,3 +193,38 @@ def fails_for(store: LocalStore, part: str, code: int) -> Callable[[int], None]:
         real(handle)
 
     return fdatasync
+
+
+def test_what_a_disk_refuses_to_give_during_a_rebuild_is_looked_for_again_at_the_next_start(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger is gone, and half a segment cannot be read for a while. Not read is not "not there"."""
+    config, blocks = StoreConfig(reserve_bytes_max=0), sealed_blocks(*range(40))
+    store = open_store(root, config=config)
+    put(store, blocks)
+    [number] = store.files.numbers()
+    middle = store.files.size(number) // 2
+    store.close()
+    shutil.rmtree(root / "ledger")
+
+    def refuses(handle: int, size: int, offset: int) -> bytes:
+        if offset + size > middle and offset < middle + 4096:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(handle, size, offset)
+
+    real = replay.pread_all
+    monkeypatch.setattr(replay, "pread_all", refuses)
+    store = open_store(root, config=config)
+    lost = [fault.block_id for fault in store.read(ids_of(blocks)).faults]
+    assert 0 < len(lost) <= 20, "what lies behind the bad place is found all the same"
+    put(store, sealed_blocks(100))
+    assert collect(store, ids_of(blocks)).segments_removed == 0
+    store.close()
+    monkeypatch.undo()
+    store = open_store(root, config=config)
+    assert store.read(ids_of(blocks) + ids_of(sealed_blocks(100))).faults == []
+    assert store.replayed.skipped_bytes == 0
+    store.close()
+    store = open_store(root, config=config)
+    assert store.replayed.segments == 0, "all is accounted for now"
+    store.close()

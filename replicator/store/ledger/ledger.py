@@ -145,10 +145,13 @@ class Ledger:
 
     # -- changing -------------------------------------------------------------------------
 
-    def insert(self, rows: Sequence[tuple[Header, Place]], *, replace: bool = False) -> None:
+    def insert(
+        self, rows: Sequence[tuple[Header, Place]], *, replace: bool = False, accounts_to: int | None = None
+    ) -> None:
         """Enter blocks whose bytes are on the disk; a sound copy also ends a quarantine.
 
-        A block that is here already keeps its place, unless `replace`.
+        A block that is here already keeps its place, unless `replace`. The segment is accounted for up to the last of
+        them, or up to `accounts_to` where something before it could not be read.
         """
         if not rows:
             return
@@ -167,7 +170,8 @@ class Ledger:
                     fresh.append(Row(header.block_id, record))
                     if not replace:
                         here.add(header.block_id)
-            self._table.put(fresh, [SegmentNote(number, end) for number, end in ends.items()])
+            most = ends if accounts_to is None else dict.fromkeys(ends, accounts_to)
+            self._table.put(fresh, [SegmentNote(number, min(end, most[number])) for number, end in ends.items()])
 
     def note_known(self, ends: dict[int, int]) -> None:
         """These segments hold nothing unknown before these offsets."""

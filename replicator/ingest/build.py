@@ -1,36 +1,48 @@
 """From what was read, in key order, to the map of a tree, its memo and its counts."""
 
+import os
+import stat
 from dataclasses import replace
 from typing import Final
 
+from protocol.ids import ZERO_BLOCK, BlockId
 from protocol.limits import KIB, MIB
 from protocol.wire.hashing import Kind
-from replicator.catalog.manifest.editor import MapEditor
+from replicator.catalog.manifest.editor import MapEditor, NodeReader
 from replicator.catalog.manifest.entries import (
     PIECES_INLINE_MAX,
+    blocks_of,
     decode_entry,
     encode_entry,
     encode_file,
     key_path,
 )
 from replicator.catalog.manifest.nodes import Shape, ends_after, number_key
+from replicator.core.errors import ManifestDamaged
 from replicator.core.ports import Offload
 from replicator.core.progress import Progress
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.cutter import PieceList
 from replicator.ingest.files import FileRead, FileReader, Window
-from replicator.ingest.memo import MemoWriter
-from replicator.ingest.scan import Found
+from replicator.ingest.memo import NEVER, MemoWriter
+from replicator.ingest.scan import Found, Gone, Same, Step
 from replicator.ingest.sealer import NodeBuffer, Sealer
 from replicator.ingest.sources import Skipped, Taken, Tally
-from replicator.ingest.still import stamp
+from replicator.ingest.still import RACY_NS, is_racy, packed_stamp
 
 _LARGE_ENTRY: Final = 8 * KIB
 """Below this, an entry is mostly its pieces; hundreds of those fit into a node, and it has 32 on average."""
 _LEAF_BYTES_MAX: Final = 3 * MIB
 """What entries of one node may take before attributes are left out. The rest is for the keys."""
 
-Answer = list[Found | FileRead] | FileRead | Window
+Answer = list[Step | FileRead] | FileRead | Window
+
+
+class NotAsRemembered(ManifestDamaged):
+    """The last map cannot be built upon after all: every path has to be put."""
+
+    def __init__(self) -> None:
+        super().__init__("The last map of this tree is not as it was remembered.")
 
 
 class TreeBuilder:
@@ -45,15 +57,20 @@ class TreeBuilder:
         offload: Offload,
         progress: Progress,
         config: IngestConfig,
+        began_ns: int,
+        base: tuple[BlockId, NodeReader] | None = None,
     ) -> None:
+        """`base`: the map that is built upon, and where its nodes are. Without one every path is to be given."""
+        self._trusted_before_ns = began_ns - RACY_NS
         self._reader = reader
         self._sealer = sealer
         self._remember = remember
         self._offload = offload
         self._progress = progress
         self._nodes = NodeBuffer(bytes_max=config.batch_bytes)
-        # No base: what is put is looked up anyway, and nodes that did not change come out the same.
-        self._editor = MapEditor(Shape.NAMES, self._nodes, reader=None, base=None)
+        root, nodes = base or (None, None)
+        self._has_base = base is not None
+        self._editor = MapEditor(Shape.NAMES, self._nodes, reader=nodes, base=root)
         self._tally = Tally()
         self._leaf_bytes = 0
         """Of the node that is being filled, once a large entry has gone into it."""
@@ -70,13 +87,30 @@ class TreeBuilder:
                 await self._put_read(answer)
             case _:
                 for one in answer:
-                    if isinstance(one, FileRead):
-                        await self._put_read(one)
-                        self._progress.advance(one.pieces.size)
-                    else:
-                        await self._put_found(one)
+                    await self._take_step(one)
         if self._nodes.is_full:
             await self._flush_nodes()
+
+    async def _take_step(self, one: Step | FileRead) -> None:
+        match one:
+            case FileRead():
+                await self._put_read(one)
+                self._progress.advance(one.pieces.size)
+            case Found():
+                await self._put_found(one)
+            case Same(known):
+                self._remember.keep(known)
+                self._tally.entries += known.paths
+                self._count_unopened(known.size_bytes, known.files)
+            case Gone(keys):
+                for key in keys:
+                    await self._editor.put(key, None)
+
+    def _count_unopened(self, size: int, files: int) -> None:
+        self._tally.size_bytes += size
+        self._tally.bytes_unopened += size
+        self._tally.files_unopened += files
+        self._progress.advance(size)
 
     async def finish(self, also_skipped: list[Skipped]) -> Taken:
         root = await self._editor.finish()
@@ -102,6 +136,9 @@ class TreeBuilder:
     async def _put(self, key: bytes, packed: bytes) -> None:
         self._tally.entries += 1
         if len(packed) > _LARGE_ENTRY or self._leaf_bytes:
+            if self._has_base:
+                raise NotAsRemembered  # What else is in its node is not known here.
+            self._remember.may_be_base = False
             packed = self._fitted(key, packed)
         await self._editor.put(key, packed)
 
@@ -119,22 +156,39 @@ class TreeBuilder:
 
     async def _put_found(self, found: Found) -> None:
         if found.is_remembered:
-            size = found.status.st_size
-            self._tally.size_bytes += size
-            self._tally.bytes_unopened += size
-            self._tally.files_unopened += 1
-            self._remember.add(found.key, stamp(found.status), found.packed)
-            self._progress.advance(size)
+            self._count_unopened(found.status.st_size, 1)
         if found.first_key in self._moved:
             await self._put_moved_link(found)
+            return
+        if found.is_remembered:
+            self._note_file(found.key, found.status, found.packed)
+        elif stat.S_ISDIR(found.status.st_mode):
+            self._remember.add_folder(found.key, self._stamp(found.status))
         else:
-            await self._put(found.key, found.packed)
+            self._remember.add(found.key, self._stamp(found.status), again=found.status.st_nlink > 1)
+        await self._put(found.key, found.packed)
+
+    def _stamp(self, status: os.stat_result) -> bytes:
+        return NEVER if is_racy(status, self._trusted_before_ns) else packed_stamp(status)
+
+    def _note_file(self, key: bytes, status: os.stat_result, packed: bytes, *, has_changed: bool = False) -> None:
+        ids, root = blocks_of(packed)
+        self._remember.add_file(
+            key,
+            NEVER if has_changed else self._stamp(status),
+            packed,
+            ids=[block for block in ids if block != ZERO_BLOCK],
+            root=root,
+            size=status.st_size,
+            again=status.st_nlink > 1,
+        )
 
     async def _put_moved_link(self, found: Found) -> None:
         """The first path of this file could not be read, so the next one that can carries the content."""
         assert found.first_key is not None
         carrier = self._moved[found.first_key]
         if carrier is not None:
+            self._remember.add(found.key, NEVER)
             await self._put(found.key, encode_entry(replace(decode_entry(found.packed), target=carrier)))
             return
         read = await self._offload.run(self._reader.read_alone, found)
@@ -149,14 +203,16 @@ class TreeBuilder:
             tally.skipped.append(Skipped(key_path(key), read.skipped))
             if read.found.first_key is None:
                 self._moved[key] = None
+            if self._has_base:
+                await self._editor.put(key, None)
+            self._remember.note_missing(key)
             return
         packed = await self._packed(read)
         tally.size_bytes += read.pieces.size
         tally.bytes_data += read.pieces.size - read.pieces.zero_bytes
         if read.has_changed:
             tally.changed.append(key_path(key))
-        else:
-            self._remember.add(key, stamp(read.status), packed)
+        self._note_file(key, read.status, packed, has_changed=read.has_changed)
         await self._put(key, packed)
 
     async def _packed(self, read: FileRead) -> bytes:

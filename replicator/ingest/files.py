@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeGuard
 
 from protocol.ids import ZERO_BLOCK, BlockId
 from protocol.wire.envelope import Buffer
@@ -20,7 +20,7 @@ from protocol.wire.hashing import Kind, block_id
 from replicator.catalog.manifest.entries import SEPARATOR
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.cutter import Cutter, Piece, PieceList
-from replicator.ingest.scan import Found, Scan, reason
+from replicator.ingest.scan import Found, Scan, Step, reason
 from replicator.ingest.sealer import Sealer
 from replicator.ingest.still import RACY_NS, stamp
 
@@ -51,6 +51,10 @@ class Window:
 
     pieces: PieceList
     named: list[tuple[int, BlockId]]
+
+
+def is_unread(step: Step) -> TypeGuard[Found]:
+    return isinstance(step, Found) and not step.packed
 
 
 class Folders:
@@ -134,14 +138,14 @@ class FileReader:
         self._cutter = Cutter(config)
         self._hole_before_ns = began_ns - RACY_NS
 
-    def read_batch(self, batch: Sequence[Found]) -> list[Found | FileRead]:
+    def read_batch(self, batch: Sequence[Step]) -> list[Step | FileRead]:
         """Read those that have no entry yet, and put their pieces into the store."""
-        answers: list[Found | FileRead] = []
+        answers: list[Step | FileRead] = []
         bodies: dict[BlockId, Buffer] = {}
         folders = Folders(self._scan.handle)
         try:
-            for found in batch:
-                answers.append(found if found.packed else self._read(found, folders, bodies))
+            for step in batch:
+                answers.append(self._read(step, folders, bodies) if is_unread(step) else step)
         finally:
             folders.close()
         self._sealer.add(Kind.DATA, bodies)

@@ -28,6 +28,7 @@ class Filters:
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self._rules = [_rule(pattern) for pattern in patterns if pattern.strip() and not pattern.startswith("#")]
+        self.has_rules = bool(self._rules)
 
     def leaves_out(self, path: bytes, *, is_directory: bool) -> bool:
         """`path` is relative to the protected folder."""

@@ -8,28 +8,30 @@ every block of it; if one is gone, or known to be damaged, the file is read, and
 """
 
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from protocol.ids import BLOCK_ID_BYTES, ZERO_BLOCK, BlockId
+from protocol.ids import BLOCK_ID_BYTES, ZERO_BLOCK, BlockId, split_ids
+from protocol.wire.envelope import Buffer
 from replicator.catalog.manifest.entries import blocks_of
-from replicator.catalog.manifest.nodes import decode_node
+from replicator.catalog.manifest.nodes import Shape, decode_node
+from replicator.core.errors import ManifestDamaged
 from replicator.core.ports import Offload, WallClock
 from replicator.core.progress import Progress
-from replicator.ingest.build import Answer, TreeBuilder
+from replicator.ingest.build import Answer, NotAsRemembered, TreeBuilder
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.cutter import PieceList
-from replicator.ingest.files import ATTEMPTS_MAX, FileRead, FileReader
+from replicator.ingest.files import ATTEMPTS_MAX, FileRead, FileReader, is_unread
 from replicator.ingest.flow import run_in_order
-from replicator.ingest.memo import MemoReader, MemoWriter
-from replicator.ingest.scan import Found, Scan
+from replicator.ingest.memo import Folder, MemoReader, MemoWriter
+from replicator.ingest.scan import Found, Same, Scan, Step
 from replicator.ingest.sealer import Sealer
 from replicator.ingest.sources import Taken, TreeSource
-from replicator.ingest.still import stamp
+from replicator.ingest.witness import holds_nodes
 from replicator.store.ports import BlockStore, Lease
 
 _SCAN_PATHS: Final = 1024
@@ -48,15 +50,56 @@ async def take_tree(
     config: IngestConfig,
 ) -> Taken:
     """Put a tree into the store. Raises `SourceError`, `StoreError`."""
-    began_ns = clock.now_ns()
-    sealer = Sealer(store, lease, commit_bytes=config.commit_bytes)
-    scan = await offload.run(Scan, source)
+    take = partial(
+        _take_once,
+        source,
+        store=store,
+        lease=lease,
+        offload=offload,
+        progress=progress,
+        began_ns=clock.now_ns(),
+        memo=memo,
+        config=config,
+    )
     try:
-        known = await offload.run(MemoReader, memo, config)
-        paths = _Paths(scan, known, store, sealer)
+        return await take(may_build_upon=True)
+    except ManifestDamaged:  # `NotAsRemembered` is one.
+        # A block has been lost since, or the last map cannot be read: put everything, and so mend it.
+        return await take(may_build_upon=False)
+
+
+async def _take_once(
+    source: TreeSource,
+    *,
+    store: BlockStore,
+    lease: Lease,
+    offload: Offload,
+    progress: Progress,
+    began_ns: int,
+    memo: Path | None,
+    config: IngestConfig,
+    may_build_upon: bool,
+) -> Taken:
+    sealer = Sealer(store, lease, commit_bytes=config.commit_bytes)
+    known = await offload.run(MemoReader, memo, config, source)
+    base = known.root if may_build_upon else None
+    if base is not None and not await offload.run(holds_nodes, store, lease, base, Shape.NAMES):
+        base = None
+    scan = await offload.run(partial(Scan, source, known, is_base=base is not None))
+    try:
+        paths = _Paths(scan, store, sealer)
         reader = FileReader(scan, sealer, config, began_ns=began_ns)
-        remember = MemoWriter(config, began_ns=began_ns)
-        builder = TreeBuilder(reader, sealer, remember, offload=offload, progress=progress, config=config)
+        remember = MemoWriter(config, source, incomplete=scan.incomplete)
+        builder = TreeBuilder(
+            reader,
+            sealer,
+            remember,
+            offload=offload,
+            progress=progress,
+            config=config,
+            began_ns=began_ns,
+            base=None if base is None else (base, _Nodes(store, offload)),
+        )
         progress.begin("reading")
         await run_in_order(
             _batches(paths, reader, offload=offload, config=config),
@@ -65,43 +108,69 @@ async def take_tree(
             in_flight_max=config.batches_in_flight,
             sealer=sealer,
         )
+        known.end()
+        if base is not None and known.has_skipped:
+            raise NotAsRemembered
         taken = await builder.finish(scan.skipped)
     finally:
         await offload.run(scan.close)
     if memo is not None:
-        await offload.run(remember.save, memo)
+        await offload.run(remember.save, memo, taken.root)
     return taken
+
+
+class _Nodes:
+    """Where the map that is built upon is read. A node that is broken makes us begin anew."""
+
+    def __init__(self, store: BlockStore, offload: Offload) -> None:
+        self._store = store
+        self._offload = offload
+
+    async def read(self, ids: Sequence[BlockId]) -> dict[BlockId, Buffer]:
+        bodies = await self._offload.run(self._store.read, ids)
+        if bodies.faults:
+            raise ManifestDamaged("A node of the last map is gone.")
+        return bodies.sound
 
 
 class _Paths:
     """The scan, with what the memo knows. Blocking."""
 
-    def __init__(self, scan: Scan, memo: MemoReader, store: BlockStore, sealer: Sealer) -> None:
-        self._walk: Iterator[Found] = scan.walk()
-        self._memo = memo
+    def __init__(self, scan: Scan, store: BlockStore, sealer: Sealer) -> None:
+        self._walk: Iterator[Step] = scan.walk()
         self._store = store
         self._sealer = sealer
 
-    def next_paths(self) -> list[Found]:
+    def next_paths(self) -> list[Step]:
         found = list(islice(self._walk, _SCAN_PATHS))
-        self._remember([one for one in found if not one.packed])
+        self._check_unchanged([step.known for step in found if isinstance(step, Same)])
+        self._remember([step for step in found if isinstance(step, Found) and step.remembered])
         return found
 
-    def _remember(self, files: list[Found]) -> None:
-        known: list[tuple[Found, bytes, list[BlockId]]] = []
-        for file in files:
-            packed = self._memo.find(file.key, stamp(file.status))
-            blocks = None if packed is None else self._blocks(packed)
-            if packed is not None and blocks is not None:
-                known.append((file, packed, blocks))
-        here = self._sealer.have([block for _, _, blocks in known for block in blocks]) if known else set()
-        for file, packed, blocks in known:
-            if here.issuperset(blocks):
-                file.packed, file.is_remembered = packed, True
+    def _check_unchanged(self, folders: list[Folder]) -> None:
+        """Raise `NotAsRemembered` if a block that an unchanged folder needs is not here any more."""
+        ids = split_ids(b"".join([folder.ids for folder in folders]))
+        for root in split_ids(b"".join([folder.roots for folder in folders])):
+            below = self._blocks([], root)
+            if below is None:
+                raise NotAsRemembered
+            ids += below
+        if ids and not self._sealer.have(ids).issuperset(ids):
+            raise NotAsRemembered
 
-    def _blocks(self, packed: bytes) -> list[BlockId] | None:
+    def _remember(self, files: list[Found]) -> None:
+        known: list[tuple[Found, list[BlockId]]] = []
+        for file in files:
+            blocks = self._blocks(*blocks_of(file.remembered))
+            if blocks is not None:
+                known.append((file, blocks))
+        here = self._sealer.have([block for _, blocks in known for block in blocks]) if known else set()
+        for file, blocks in known:
+            if here.issuperset(blocks):
+                file.packed, file.is_remembered = file.remembered, True
+
+    def _blocks(self, blocks: list[BlockId], pieces_root: bytes) -> list[BlockId] | None:
         """Every block that a file needs, or None if the map of its pieces cannot be read."""
-        blocks, pieces_root = blocks_of(packed)
         todo = [BlockId(pieces_root)] if pieces_root else []
         while todo:
             blocks += todo
@@ -117,15 +186,15 @@ class _Paths:
 async def _batches(
     paths: _Paths, reader: FileReader, *, offload: Offload, config: IngestConfig
 ) -> AsyncGenerator[Callable[[], Answer], None]:
-    small: list[Found] = []
+    small: list[Step] = []
     small_bytes = 0
     while found := await offload.run(paths.next_paths):
         for one in found:
-            coming = 0 if one.packed else one.status.st_size
-            if small and (small_bytes + coming > config.batch_bytes or len(small) == config.batch_files):
+            coming = one.status.st_size if is_unread(one) else 0
+            if small and (small_bytes + coming > config.batch_bytes or len(small) >= config.batch_files):
                 yield partial(reader.read_batch, small)
                 small, small_bytes = [], 0
-            if coming > config.batch_bytes:
+            if coming > config.batch_bytes and is_unread(one):
                 async with aclosing(_large(one, reader, offload=offload)) as parts:
                     async for part in parts:
                         yield part

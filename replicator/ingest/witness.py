@@ -38,6 +38,8 @@ _DIGEST_BYTES: Final = 32
 _FILE_SYSTEMS: Final = frozenset(("ext2", "ext3", "ext4", "xfs"))
 """Each marks a page of a shared map as written when it is first written after a flush. tmpfs does not, and file
 systems over a network or over another one have times that are somebody else's word."""
+_LOCAL: Final = _FILE_SYSTEMS | {"btrfs", "tmpfs"}
+"""On these a name that comes or goes moves the times of its folder, at once and for everybody."""
 _NODES: Final = 64
 """Nodes read at once: half a megabyte."""
 
@@ -90,6 +92,15 @@ def boot_id() -> str:
 
 def tells_every_write(device: int) -> bool:
     """Whether the file system on `device` (as in `st_dev`) is one whose times can be believed."""
+    return _is_one_of(device, _FILE_SYSTEMS)
+
+
+def tells_every_name(device: int) -> bool:
+    """Whether the times of a folder there tell of every name that comes or goes."""
+    return _is_one_of(device, _LOCAL)
+
+
+def _is_one_of(device: int, wanted: frozenset[str]) -> bool:
     numbers = f"{os.major(device)}:{os.minor(device)}"
     try:
         mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
@@ -97,18 +108,28 @@ def tells_every_write(device: int) -> bool:
         return False
     # proc(5): mount, parent, major:minor, …, a dash, the type.
     kinds = {line.partition(" - ")[2].split(" ", 1)[0] for line in mounts if line.split(" ", 3)[2] == numbers}
-    return bool(kinds) and kinds <= _FILE_SYSTEMS
+    return bool(kinds) and kinds <= wanted
 
 
 def holds_all(store: BlockStore, lease: Lease, root: BlockId) -> bool:
     """Whether every block of the map of an image is here, sound as far as we know, and stays under the lease."""
+    return _holds(store, lease, root, Shape.NUMBERS, with_leaves=True)
+
+
+def holds_nodes(store: BlockStore, lease: Lease, root: BlockId, shape: Shape) -> bool:
+    """The same of a map's own nodes, whatever its entries need."""
+    return _holds(store, lease, root, shape, with_leaves=False)
+
+
+def _holds(store: BlockStore, lease: Lease, root: BlockId, shape: Shape, *, with_leaves: bool) -> bool:
     try:
-        return all(store.have(lease, ids).issuperset(ids) for ids in _needed(store, root))
+        needed = _needed(store, root, shape, with_leaves=with_leaves)
+        return all(store.have(lease, ids).issuperset(ids) for ids in needed)
     except ManifestDamaged:
         return False
 
 
-def _needed(store: BlockStore, root: BlockId) -> Iterator[list[BlockId]]:
+def _needed(store: BlockStore, root: BlockId, shape: Shape, *, with_leaves: bool) -> Iterator[list[BlockId]]:
     yield [root]
     todo = [root]
     while todo:
@@ -118,9 +139,11 @@ def _needed(store: BlockStore, root: BlockId) -> Iterator[list[BlockId]]:
             raise ManifestDamaged("A node is gone.")
         for body in bodies.sound.values():
             node = decode_node(body)
-            if node.shape is not Shape.NUMBERS:
-                raise ManifestDamaged("Not the map of an image.")
+            if node.shape is not shape:
+                raise ManifestDamaged("Not the map that it should be.")
+            if not node.level and not with_leaves:
+                continue
             below = list(dict.fromkeys(BlockId(value[:BLOCK_ID_BYTES]) for value in node.values))
             yield below
-            if node.level:
+            if node.level > (0 if with_leaves else 1):
                 todo += below

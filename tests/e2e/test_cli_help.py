@@ -41,6 +41,7 @@ def test_the_help_of_a_command_names_exit_codes_that_exist_and_offers_json(words
     text = re.sub(r"\s+", " ", text)
     assert "--json" in text
     assert "--state" in text
+    assert "--empty-" not in text and 'default: ""' not in text and "default: False" not in text
     found = re.search(r"Exit codes: (.*?)\.(?: |$)", text)
     assert found, text
     codes = {int(code) for code in re.findall(r"(?<![\w-])(\d{1,3})(?=[ ,]|$)", found[1])}

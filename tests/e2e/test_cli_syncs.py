@@ -52,7 +52,9 @@ def test_an_order_is_planned_queued_waits_for_its_window_runs_and_is_in_the_hist
         time.sleep(1.5)
         assert snapshots_of(cabin) == []
         # Other hours: it begins by itself.
-        assert home.cli("sync", "change", sync, "--window", "").code == 0
+        assert sync_of(home)["tenants"] == ["acme"]
+        assert home.cli("sync", "change", sync, "--any-time", "--any-tenant").code == 0
+        assert sync_of(home)["tenants"] == []
         eventually(lambda: sync_of(home)["state"] == "idle" and sync_of(home)["last_success_s"] is not None)
         [copy] = snapshots_of(cabin)
         assert copy["snapshot"] == taken and "tenant:acme" in copy["tags"]

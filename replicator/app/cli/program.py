@@ -1,6 +1,6 @@
 """Every command in one program. Importing this takes most of a second: see `app/main.py`."""
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from replicator import __version__
 from replicator.app.cli import care, demo, gc, node, pair, protect, restore, scrub, seed, site, sync, throttle
@@ -11,8 +11,15 @@ A first replicated snapshot takes five commands: `up --detach` on each of two ma
 `pair join` on the other, and `protect PATH --every 1h --keep 24h,7d,4w --to SITE`.
 """
 
+
+def _default_worth_showing(value: object) -> str | None:
+    """A default that says something. That a switch is off and a text is empty goes without saying."""
+    return str(value) if value or (value == 0 and value is not False) else None
+
+
 app = App(
     name="replicator",
+    default_parameter=Parameter(negative_iterable=(), show_default=_default_worth_showing),
     help=_HELP,
     version=__version__,
     help_format="markdown",

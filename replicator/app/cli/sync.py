@@ -78,12 +78,14 @@ def _when(one: dict[str, Any]) -> str:
 def change(
     sync_id: Annotated[str, Parameter(help="As `sync list` shows it.")],
     *,
-    tenant: Annotated[list[str] | None, Parameter(help="Only volumes with this label.")] = None,
-    tag: Annotated[list[str] | None, Parameter(help="Only snapshots with this label.")] = None,
+    tenant: Annotated[
+        list[str] | None, Parameter(negative="--any-tenant", help="Only volumes with this label.")
+    ] = None,
+    tag: Annotated[list[str] | None, Parameter(negative="--any-tag", help="Only snapshots with this label.")] = None,
     cron: Annotated[str | None, Parameter(help="At these times; empty for each snapshot at once.")] = None,
     rpo: Annotated[str | None, Parameter(help="Continuously; empty ends that.")] = None,
     zone: Annotated[str | None, Parameter(help="The time zone.")] = None,
-    window: Annotated[list[str] | None, Parameter(help="Only at these hours; empty for always.")] = None,
+    window: Annotated[list[str] | None, Parameter(negative="--any-time", help="Only at these hours.")] = None,
     priority: Annotated[int | None, Parameter(help="0 goes first, 9 last.")] = None,
     do_not_expire: Annotated[bool | None, Parameter(help="Prune nothing that has still to go.")] = None,
     keep: Annotated[str | None, Parameter(help="Which copies to keep at the destination.")] = None,

@@ -5,15 +5,10 @@
 
 import json
 import os
-import re
 import shutil
-import signal
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,18 +16,16 @@ from protocol.ids import SiteId
 from replicator.net.pairing import PairingCode
 from tests.support.nodes import (
     PROGRAM,
-    Forks,
     Node,
-    Said,
     become_peers,
     eventually,
     free_port,
     run_cli,
     started,
     tree_of,
-    write_state,
     write_tree,
 )
+from tests.support.words import expect, expect_json
 
 pytestmark = pytest.mark.slow
 
@@ -62,21 +55,6 @@ def cabin(folder: Path, home: Node) -> Iterator[Node]:
     node = Node(folder / "cabin", "cabin")
     with started(node):
         yield node
-
-
-def expect(said: Said, code: int, *words: str) -> None:
-    """That exit code, all those words, and a next step."""
-    assert said.code == code, said
-    for word in words:
-        assert word in said.text, (word, said)
-    assert "Next:" in said.err, said
-
-
-def expect_json(said: Said, code: int, name: str) -> dict[str, Any]:
-    assert said.code == code, said
-    error: dict[str, Any] = json.loads(said.out)["error"]
-    assert error["code"] == name and error["exit_code"] == code and error["message"], error
-    return error
 
 
 # -- arguments --------------------------------------------------------------------------------
@@ -313,222 +291,6 @@ def test_a_source_that_vanishes_while_it_is_read_ends_in_a_sentence(home: Node, 
     json.loads(out)
 
 
-# -- a node that is down, or cannot come up ---------------------------------------------------
-
-
-def test_a_node_that_is_down_can_still_be_verified_scrubbed_and_restored_from(tmp_path: Path) -> None:
-    node = Node(tmp_path / "home", "home")
-    with started(node):
-        node.protect(write_tree(tmp_path / "data", files=3, size=5000))
-        node.job("snapshot", tags=[])
-        node.stop()
-        assert node.cli("verify").code == 0
-        assert node.cli("scrub").code == 0
-        assert node.cli("restore", "data", str(tmp_path / "back")).code == 0
-        assert tree_of(tmp_path / "back") == tree_of(tmp_path / "data")
-        expect(node.cli("restore", "nothing", str(tmp_path / "x")), 66, "nothing")
-        expect(node.cli("status"), 69, "No node answers", "replicator up")
-        expect_json(node.cli("snapshot", "create", "--json"), 69, "node_down")
-        # Garbage for a ledger: rebuilt from the segments.
-        (node.root / "store/ledger/manifest").write_bytes(os.urandom(9000))
-        (node.root / "jobs.sqlite").write_bytes(b"not a database, not at all" * 100)
-        node.start()
-        assert node.cli("verify").code == 0
-        assert len(node.client.get("/v1/snapshots")) == 1
-        node.stop()
-        # A truncated catalogue: said, not guessed at; the copy put back, everything is there.
-        catalog = node.root / "catalog.sqlite"
-        whole = catalog.read_bytes()
-        for broken in (whole[: len(whole) // 2], b"garbage" * 1000):
-            catalog.write_bytes(broken)
-            expect(node.cli("up"), 65, str(catalog), "copy")
-            expect(node.cli("up", "--detach"), 65, str(catalog))
-        catalog.write_bytes(whole)
-        node.start()
-        assert node.cli("verify").code == 0
-
-
-def test_a_second_node_on_the_same_state_is_told_who_has_it(home: Node) -> None:
-    assert home.process is not None
-    expect(home.cli("up"), 75, str(home.process.pid))
-
-
-def test_a_port_that_is_taken_is_named_with_the_setting(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        for setting in ("listen", "http"):
-            state = tmp_path / setting
-            write_state(state, "home", **{setting: address})
-            expect(run_cli("up", state=state), 78, address, f"`{setting}`")
-
-
-def test_a_configuration_that_is_wrong_is_named_with_its_file(tmp_path: Path) -> None:
-    write_state(tmp_path, "home")
-    config = tmp_path / "config.toml"
-    text = config.read_text()
-    config.write_text(text + 'rate_uot = "none"\n')
-    expect(run_cli("up", state=tmp_path), 78, "rate_uot", "rate_out", str(config))
-    config.write_text(text + 'log_level = "loud"\n')
-    expect(run_cli("up", "--detach", state=tmp_path), 78, "log_level")
-    expect(run_cli("init", state=tmp_path), 78, "already")
-    expect(run_cli("up", state=tmp_path / "nowhere"), 78, "replicator init")
-    said = run_cli("init", "--name", "x", "--http", 'a"b', state=tmp_path / "new")
-    assert said.code == 78 and not (tmp_path / "new/config.toml").exists(), said
-
-
-def test_a_node_that_has_lost_its_settings_does_not_come_up_as_another_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    node = Node(tmp_path / "home", "home")
-    with started(node):
-        node.stop()
-    config = (node.root / "config.toml").read_text()
-    (node.root / "config.toml").unlink()
-    monkeypatch.setenv("REPLICATOR_STATE", str(node.root))
-    for words in (("up",), ("up", "--detach")):
-        said = run_cli(*words, prefix=("env",))
-        expect(said, 78, "config.toml is gone", "replicator init")
-    assert not (node.root / "config.toml").exists()
-    key = (node.root / "identity.key").read_bytes()
-    listen = next(line for line in config.splitlines() if line.startswith("listen")).split('"')[1]
-    assert node.cli("init", "--name", "home", "--listen", listen, "--http", "").code == 0
-    assert (node.root / "identity.key").read_bytes() == key
-    again = Node(node.root, "home")
-    with started(again):
-        assert again.status()["site"] == "home"
-
-
-# -- a full disk ------------------------------------------------------------------------------
-
-
-def can_mount() -> bool:
-    done = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True)
-    return done.returncode == 0
-
-
-@pytest.mark.skipif(not can_mount(), reason="needs a mount namespace of its own")
-def test_a_disk_that_fills_up_loses_nothing_that_was_kept_and_goes_on_once_there_is_room(tmp_path: Path) -> None:
-    """The node and its disk of 24 MiB live in a mount namespace; nothing of it is seen outside."""
-    small = write_tree(tmp_path / "small", files=3, size=100_000)
-    large = write_tree(tmp_path / "large", files=60, size=1_000_000)
-    kept, state = tmp_path / "kept", tmp_path / "state"
-    write_state(kept, "home", reserve="1MiB")
-    state.mkdir()
-    inside = Forks("unshare", "-m", "--propagation", "private")
-
-    def run(*words: str) -> Said:
-        said = inside.run([*words, "--state", str(state)])
-        assert "Traceback" not in said.out + said.err, said.err
-        return said
-
-    try:
-        assert inside.run(["!", f"mount -t tmpfs -o size=24m none {state} && cp {kept}/* {state}/"]).code == 0
-        assert run("up", "--detach").code == 0
-        for path in (small, large):
-            assert run("protect", str(path)).code == 0
-        assert run("snapshot", "create", "small").code == 0
-        expect(run("snapshot", "create", "large"), 73, "reserve", "replicator gc")
-        assert run("verify").code == 0
-        # Then something else takes the last byte: reading and restoring go on.
-        inside.run(["!", f"dd if=/dev/zero of={state}/filler bs=64k"])
-        assert run("snapshot", "create", "small").code in (73, 74)
-        assert run("verify").code == 0
-        assert run("restore", "small", str(tmp_path / "back")).code == 0
-        assert tree_of(tmp_path / "back") == tree_of(small)
-        assert run("status").code in (0, 1)
-        # And there is room again.
-        inside.run(["!", f"rm {state}/filler"])
-        assert run("gc", "--grace", "0", "--yes").code == 0
-        (small / "new").write_bytes(b"new")
-        assert run("snapshot", "create", "small").code == 0
-        assert run("restore", "small", str(tmp_path / "again")).code == 0
-        assert tree_of(tmp_path / "again") == tree_of(small)
-        assert "Traceback" not in inside.run(["!", f"cat {state}/node.log"]).out
-    finally:
-        inside.run(["!", f"kill $(cat {state}/store/lock)"])
-        inside.close()
-
-
-# -- Ctrl-C -----------------------------------------------------------------------------------
-
-
-def interrupt(command: list[str], state: Path, *, after_s: float) -> Said:
-    child = subprocess.Popen(
-        [*PROGRAM, *command, "--state", str(state)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    time.sleep(after_s)
-    child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=30)
-    assert "Traceback" not in out + err, err
-    return Said(child.returncode, out, err)
-
-
-def test_ctrl_c_ends_up_with_0_and_a_command_with_130_and_the_next_run_carries_on(tmp_path: Path) -> None:
-    node = Node(tmp_path / "home", "home", rate_out="1MB/s")
-    data = write_tree(tmp_path / "data", files=700, size=30_000)
-    with started(node):
-        node.protect(data)
-        child = subprocess.Popen(
-            [*PROGRAM, "snapshot", "create", "--state", str(node.root)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        eventually(lambda: node.status()["jobs"] or child.poll() is not None)
-        child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=30)
-        assert child.returncode in (0, 130) and "Traceback" not in err, (out, err)
-        assert child.returncode == 0 or "goes on" in err
-        eventually(lambda: not node.status()["jobs"])
-        assert len(node.client.get("/v1/snapshots")) == 1, "the node went on with what it was asked"
-        assert node.stop(signal.SIGINT) == 0
-        # Offline: the restore itself is stopped, and the next one ends it.
-        target = tmp_path / "back"
-        child = subprocess.Popen(
-            [*PROGRAM, "restore", "data", str(target), "--state", str(node.root)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        eventually(lambda: (target.is_dir() and any(target.iterdir())) or child.poll() is not None)
-        child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=30)
-        assert child.returncode in (0, 130) and "Traceback" not in err, (out, err)
-        assert node.cli("restore", "data", str(target)).code == 0
-        assert tree_of(target) == tree_of(data)
-        node.start()
-        assert node.cli("verify").code == 0
-
-
-@pytest.mark.parametrize("package", ["attr", "cyclopts", "trio", "httpcore"])
-def test_ctrl_c_while_the_program_is_still_being_loaded_ends_it_with_a_word(
-    home: Node, package: str, tmp_path: Path
-) -> None:
-    said = tmp_path / "said"
-    with said.open("w") as err:
-        child = subprocess.Popen(
-            [PROGRAM[0], "-X", "importtime", *PROGRAM[1:], "status", "--live", "--state", str(home.root)],
-            stdout=subprocess.DEVNULL, stderr=err,
-        )  # fmt: skip
-    eventually(lambda: f"| {package}." in re.sub(" +", " ", said.read_text()))
-    child.send_signal(signal.SIGINT)
-    assert child.wait(timeout=30) == 130
-    assert "Traceback" not in said.read_text() and "Stopped" in said.read_text().splitlines()[-1]
-
-
-@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
-def test_ending_the_demo_leaves_no_process_behind(tmp_path: Path, asked: signal.Signals) -> None:
-    work = tmp_path / "work"
-    child = subprocess.Popen(
-        [*PROGRAM, "demo", str(write_tree(tmp_path / "d", files=50, size=50_000)), "--work", str(work)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    eventually(lambda: (work / "home" / "node.log").exists() or child.poll() is not None)
-    child.send_signal(asked)
-    out, err = child.communicate(timeout=60)
-    assert child.returncode == 130 and "Traceback" not in out + err, (out, err)
-    left = subprocess.run(["pgrep", "-f", str(work)], capture_output=True, text=True).stdout.split()
-    assert left == []
-
-
 def test_a_duplicate_request_for_the_same_promise_changes_it_and_makes_no_second_volume(
     home: Node, cabin: Node, folder: Path
 ) -> None:
@@ -541,3 +303,8 @@ def test_a_duplicate_request_for_the_same_promise_changes_it_and_makes_no_second
     [volume] = [one for one in page["volumes"] if one["name"] == "promised"]
     assert volume["protection"]["every_s"] == 7200
     assert len([one for one in page["syncs"] if one["volume"] == "promised"]) == 1
+
+
+def test_a_second_node_on_the_same_state_is_told_who_has_it(home: Node) -> None:
+    assert home.process is not None
+    expect(home.cli("up"), 75, str(home.process.pid))

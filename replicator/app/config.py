@@ -15,7 +15,7 @@ from replicator.core.errors import ConfigError, UsageError
 from replicator.core.units import parse_rate, parse_size, parse_span
 from replicator.ingest.config import IngestConfig
 from replicator.net.address import split_address
-from replicator.net.mesh import MeshConfig
+from replicator.net.config import MeshConfig
 from replicator.repair.pace import ScrubPromise
 from replicator.store.config import StoreConfig
 

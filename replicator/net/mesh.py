@@ -6,7 +6,6 @@ directions. Revoking a peer changes the credentials and cuts its links at once.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -21,6 +20,7 @@ from protocol.messages.versions import CURRENT, OLDEST
 from replicator.core.errors import PeerError, ReplicatorError, StoreError, Unreachable
 from replicator.core.logging import get_logger
 from replicator.core.ports import Entropy, fraction
+from replicator.net.config import MeshConfig
 from replicator.net.greeting import Greeting
 from replicator.net.identity import Identity
 from replicator.net.link import Handlers, Link
@@ -31,18 +31,6 @@ from replicator.net.ports import Credentials, Line, Listener, Network, PeerBook,
 _DIAL_FIRST_S: Final = 0.2
 _DIAL_MOST_S: Final = 30.0
 _LINKS_PER_PEER_MAX: Final = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeshConfig:
-    """Where the node listens and how fast it may talk."""
-
-    listen: str = "127.0.0.1:7421"
-    advertise: tuple[str, ...] = ()
-    """Addresses that peers are told; empty means `listen`."""
-    rate_out_bytes: int = 0
-    """Bulk bytes a second to all peers together; 0 is no limit."""
-    rate_in_bytes: int = 0
 
 
 class Mesh:
@@ -323,4 +311,4 @@ class Mesh:
         return True
 
 
-__all__ = ["Mesh", "MeshConfig"]
+__all__ = ["Mesh"]

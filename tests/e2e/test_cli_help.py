@@ -1,6 +1,8 @@
 """The help of every command: it names its exit codes, and they exist."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -52,3 +54,13 @@ def test_the_help_of_the_program_names_the_five_commands() -> None:
     said = run_cli("--help")
     for word in ("init", "up", "pair invite", "pair join", "protect"):
         assert word in said.text
+
+
+def test_a_command_that_asks_a_running_node_loads_nothing_of_what_a_node_is_made_of() -> None:
+    """Half of the time that each command took went into numpy, the mesh and its certificates."""
+    look = (
+        "import sys, replicator.app.cli.program, replicator.api.client\n"
+        "print({'numpy', 'cryptography', 'replicator.net.mesh', 'replicator.store.local'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

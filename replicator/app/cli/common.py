@@ -1,13 +1,10 @@
 """What commands share: where the node is, how to reach it, and how to run a job on it or without it."""
 
 import os
-import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import trio
 from cyclopts import Parameter
 
 from replicator.app.cli.output import Output
@@ -78,31 +75,8 @@ def run_job_anywhere(common: Common, output: Output, kind: str, args: dict[str, 
 
 
 def run_offline(common: Common, output: Output, kind: str, args: dict[str, Any]) -> dict[str, Any]:
-    from replicator.app.node import open_node
+    """A job on the store of a node that is down."""
+    # Here and not above: a command that asks a running node needs none of what a node is made of.
+    from replicator.app.cli.offline import run_on_store
 
-    with open_node(common.folder.root) as parts:
-        if args.get("snapshot"):
-            args = {**args, "snapshot": parts.catalog.find_snapshot(args["snapshot"]).snapshot_id.hex()}
-        return trio.run(partial(_run_offline, parts, output, kind, args))
-
-
-async def _run_offline(parts: Any, output: Output, kind: str, args: dict[str, Any]) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from replicator.core.nursery import open_work_nursery
-    from replicator.core.progress import Progress
-    from replicator.jobs.kinds import job_kinds
-    from replicator.jobs.runner import JobContext
-
-    context = JobContext(new_job_id(), kind, args, Progress(clock=time.monotonic))
-
-    async def show() -> None:
-        while True:
-            await trio.sleep(0.2)
-            output.progress(kind, asdict(context.progress.view()))
-
-    async with open_work_nursery() as nursery:
-        nursery.start_soon(show)
-        result = await job_kinds(parts)[kind].run(context)
-        nursery.cancel_scope.cancel()
-    return result
+    return run_on_store(common.folder.root, output, kind, args, job_id=new_job_id())

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import trio
 from cyclopts import App, Parameter
 
 from replicator.app.cli.common import DEFAULT, Common, connect
@@ -141,6 +140,8 @@ def up(
             init(name=name, common=replace(common, json=False))
     if detach:
         return _start_in_background(folder, common)
+    import trio
+
     from replicator.app.node import run_node
     from replicator.core.logging import configure
 

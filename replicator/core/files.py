@@ -21,6 +21,15 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         view = memoryview(content)
         while view:
             view = view[os.write(handle, view) :]
+    except BaseException:
+        os.close(handle)
+        raise
+    put_in_place(handle, beside, path)
+
+
+def put_in_place(handle: int, beside: Path, path: Path) -> None:
+    """Flush and close what was written `beside`, and let it take the place of `path`."""
+    try:
         os.fsync(handle)
     finally:
         os.close(handle)

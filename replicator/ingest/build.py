@@ -90,6 +90,8 @@ class TreeBuilder:
                     await self._take_step(one)
         if self._nodes.is_full:
             await self._flush_nodes()
+        if self._remember.is_full:
+            await self._offload.run(self._remember.flush)
 
     async def _take_step(self, one: Step | FileRead) -> None:
         match one:

@@ -4,7 +4,7 @@ A sidecar of one volume, and only ever a hint: if it is absent, damaged, of anot
 made with other piece sizes or filters, everything is read. It never vouches for the store: whoever
 uses it asks whether the blocks are still there.
 
-It has one record a folder, in the order of a walk: how the folder and all in it looked, what the
+It has one record a folder: how the folder and all in it looked, what the
 entries of its files were, and which blocks they need. So a folder in which nothing has
 changed is one comparison of bytes, and costs no object a file.
 
@@ -12,11 +12,16 @@ A path is believed only if nothing touched it in the last moments before the sca
 (`still`): a write right after we looked may have left no trace in its times. In a record it
 then has a stamp that nothing can have.
 
-The file is a header, a BLAKE3 of the rest, the root that the tree had, and the records, each a
-msgpack array in a bin. A scan goes in the same order, so no table is built.
+The file is a header, a BLAKE3 of the rest, the records as their folders were left, and where each of them is, in
+the order in which a walk enters them. So it is written and read a record at a time, and a tree of a
+million files takes no more memory than one of a thousand.
 """
 
+import errno
+import os
+import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -25,17 +30,23 @@ from typing import Final, NamedTuple
 import msgpack
 from blake3 import blake3
 
-from protocol.ids import BlockId
+from protocol.ids import BLOCK_ID_BYTES, BlockId
 from replicator.catalog.manifest.entries import SEPARATOR
-from replicator.core.files import write_durably
+from replicator.core.files import put_in_place
 from replicator.core.logging import get_logger
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.sources import TreeSource
 from replicator.ingest.still import PACKED_STAMP_BYTES
 
 MAGIC: Final = b"\x89RMEMO"
-VERSION: Final = 2
+VERSION: Final = 3
 _DIGEST_BYTES: Final = 32
+_WHERE: Final = struct.Struct("<QI")
+"""Of one record: its offset in the file, and its length."""
+_TAIL: Final = struct.Struct(f"<{BLOCK_ID_BYTES}sBQ")
+"""The root that the tree had, whether the records describe all of it, and how many there are."""
+_PIECE_BYTES: Final = 1 << 20
+"""Written, and read for the digest, at once."""
 NEVER: Final = bytes(PACKED_STAMP_BYTES)
 """The stamp of what is to be looked at again: no inode has the number zero."""
 
@@ -85,24 +96,39 @@ def split_names(joined: bytes) -> list[bytes]:
 
 
 class MemoReader:
-    """Last time's memo. Ask for folders in the order of a walk."""
+    """Last time's memo. Ask for folders in the order of a walk, and close it."""
 
     def __init__(self, path: Path | None, config: IngestConfig, source: TreeSource) -> None:
-        self._records = _records(path, config, source)
+        self._path = path
+        self._handle: int | None = None
+        self._where: Iterator[tuple[int, int]] = iter(())
         self.root: BlockId | None = None
         """The map that the records describe, if it may be built upon."""
-        first = next(self._records, None)
-        if first is not None:
-            root, may_be_base = msgpack.unpackb(first)
+        if path is not None and (found := _open_checked(path, _header(config, source))) is not None:
+            self._handle, index, (root, may_be_base, _) = found
+            self._where = _WHERE.iter_unpack(index)
             self.root = BlockId(root) if may_be_base else None
-        self._next = self._read()
-        self._is_used = False
         self.has_skipped = False
         """A folder that is in the memo has not been asked for: nobody has seen what became of it."""
+        self._next = self._read()
+        self._is_used = False
+
+    def close(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
     def _read(self) -> Folder | None:
-        raw = next(self._records, None)
-        return None if raw is None else Folder._make([*msgpack.unpackb(raw, raw=False), raw])
+        where = next(self._where, None)
+        if where is None or self._handle is None:
+            return None
+        try:
+            raw = _read_exactly(self._handle, where[1], where[0])
+        except OSError as error:
+            get_logger().warning("memo.unreadable", path=str(self._path), error=str(error), then="reading every file")
+            self._where, self.has_skipped = iter(()), True
+            return None
+        return Folder._make([*msgpack.unpackb(raw, raw=False), raw])
 
     def find(self, key: bytes) -> Folder | None:
         """The record of a folder, if there is one."""
@@ -132,25 +158,40 @@ class MemoReader:
         self._next, self._is_used = self._read(), False
 
 
-def _records(path: Path | None, config: IngestConfig, source: TreeSource) -> Iterator[bytes]:
-    if path is None:
-        return
+def _open_checked(path: Path, header: bytes) -> tuple[int, bytes, tuple[bytes, bool, int]] | None:
+    """The file, its index and its tail, if it is one of ours and as it was written.
+
+    (Not mapped into memory: there a bad sector, or somebody who cuts the file, would kill the process.)
+    """
     try:
-        content = path.read_bytes()
+        handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        return
+        return None
     except OSError as error:
         get_logger().warning("memo.unreadable", path=str(path), error=str(error), then="reading every file")
-        return
-    header = _header(config, source)
-    start = len(header) + _DIGEST_BYTES
-    body = memoryview(content)[start:]
-    if content[: len(header)] != header or blake3(body).digest() != content[len(header) : start]:
+        return None
+    try:
+        size, start = os.fstat(handle).st_size, len(header) + _DIGEST_BYTES
+        tail = _TAIL.unpack(_read_exactly(handle, _TAIL.size, max(start, size - _TAIL.size)))
+        index_bytes = tail[2] * _WHERE.size
+        digest = blake3()
+        for at in range(start, size, _PIECE_BYTES):
+            digest.update(_read_exactly(handle, min(_PIECE_BYTES, size - at), at))
+        if _read_exactly(handle, start, 0) == header + digest.digest():
+            return handle, _read_exactly(handle, index_bytes, size - _TAIL.size - index_bytes), tail
         get_logger().warning("memo.ignored", path=str(path), then="reading every file")
-        return
-    unpacker = msgpack.Unpacker(raw=False, max_buffer_size=max(len(body), 1))
-    unpacker.feed(body)
-    yield from unpacker
+    except OSError as error:
+        get_logger().warning("memo.unreadable", path=str(path), error=str(error), then="reading every file")
+    os.close(handle)
+    return None
+
+
+def _read_exactly(handle: int, size: int, at: int) -> bytes:
+    """Raises `OSError`, also where the file ends before that."""
+    data = os.pread(handle, size, at) if at >= 0 else b""
+    if len(data) != size:
+        raise OSError(errno.EIO, "it ends too early")
+    return data
 
 
 def _header(config: IngestConfig, source: TreeSource) -> bytes:
@@ -177,27 +218,42 @@ class _Open:
 
 
 class MemoWriter:
-    """This time's memo. Give it everything that the new map holds, in key order."""
+    """This time's memo. Give it everything that the new map holds, in key order; `flush` it now and then.
 
-    def __init__(self, config: IngestConfig, source: TreeSource, *, incomplete: set[bytes]) -> None:
+    Losing a memo costs time only, so a disk that refuses it does not fail the snapshot.
+    """
+
+    def __init__(self, path: Path | None, config: IngestConfig, source: TreeSource, *, incomplete: set[bytes]) -> None:
+        self._path = path
         self._header = _header(config, source)
         self._incomplete = incomplete
         """Folders of which something could not be read: to be tried, and told of, again each time."""
-        self._records: list[bytes] = []
+        self._where: list[tuple[int, int]] = []
         self._open: list[_Open] = []
         self.may_be_base = True
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._at = len(self._header) + _DIGEST_BYTES
+        self._digest = blake3()
+        self._handle: int | None = None
+        self._has_failed = path is None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is something to `flush`."""
+        return self._waiting_bytes >= _PIECE_BYTES
 
     def keep(self, known: Folder) -> None:
         """A folder is as it was, with all in it that is not a folder."""
         if (above := self._above(known.key)) is not None:
             above.folders.append(_name(known.key))
-        self._records.append(known.raw)
+        self._where.append(self._put(known.raw))
 
     def add_folder(self, key: bytes, stamp: bytes) -> None:
         if (above := self._above(key)) is not None:
             above.folders.append(_name(key))
-        self._open.append(_Open(len(self._records), key, stamp))
-        self._records.append(b"")
+        self._open.append(_Open(len(self._where), key, stamp))
+        self._where.append((0, 0))
 
     def add(self, key: bytes, stamp: bytes, *, again: bool = False) -> None:
         """Anything that is neither folder nor file. `again`: the folder is to be read again next time, for this."""
@@ -236,24 +292,68 @@ class MemoWriter:
 
     def _close(self, one: _Open) -> None:
         stamp = NEVER if one.key in self._incomplete else one.stamp
-        self._records[one.place] = msgpack.packb(
+        packed = msgpack.packb(
             [
                 one.key, stamp, SEPARATOR.join(one.names), b"".join(one.stamps), msgpack.packb(one.entries),
                 SEPARATOR.join(one.folders), b"".join(one.ids), b"".join(one.roots), one.files, one.size_bytes,
             ]
         )  # fmt: skip
+        self._where[one.place] = self._put(packed)
 
-    def save(self, path: Path, root: BlockId) -> None:
-        """Losing a memo costs time only, so a disk that refuses it does not fail the snapshot."""
+    def _put(self, content: bytes) -> tuple[int, int]:
+        at = self._at
+        self._at += len(content)
+        self._waiting.append(content)
+        self._waiting_bytes += len(content)
+        return at, len(content)
+
+    def flush(self) -> None:
+        """Write what is waiting. Blocking."""
+        waiting, self._waiting, self._waiting_bytes = b"".join(self._waiting), [], 0
+        if self._has_failed or self._path is None:
+            return
+        self._digest.update(waiting)
+        try:
+            if self._handle is None:
+                self._handle = os.open(self._beside(self._path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                os.lseek(self._handle, len(self._header) + _DIGEST_BYTES, os.SEEK_SET)
+            view = memoryview(waiting)
+            while view:
+                view = view[os.write(self._handle, view) :]
+        except OSError as error:
+            self._fail(error)
+
+    def save(self, root: BlockId) -> None:
+        """All is in it: let it take the place of the last one. Blocking."""
         while self._open:
             self._close(self._open.pop())
-        pack = msgpack.Packer().pack
-        body = b"".join([pack(pack([root, self.may_be_base])), *map(pack, self._records)])
-        digest = blake3(body).digest()
+        self._put(b"".join([_WHERE.pack(*one) for one in self._where]))
+        self._put(_TAIL.pack(root, self.may_be_base, len(self._where)))
+        self.flush()
+        if self._handle is None or self._path is None:
+            return
         try:
-            write_durably(path, b"".join((self._header, digest, body)))
+            os.pwrite(self._handle, self._header + self._digest.digest(), 0)
+            handle, self._handle = self._handle, None
+            put_in_place(handle, self._beside(self._path), self._path)
         except OSError as error:
-            get_logger().warning("memo.not_saved", path=str(path), error=str(error))
+            self._fail(error)
+
+    def discard(self) -> None:
+        """Leave nothing behind of a memo that was not saved."""
+        if self._handle is not None and self._path is not None:
+            os.close(self._handle)
+            self._handle = None
+            with suppress(OSError):
+                self._beside(self._path).unlink(missing_ok=True)
+
+    def _fail(self, error: OSError) -> None:
+        self._has_failed = True
+        self.discard()
+        get_logger().warning("memo.not_saved", path=str(self._path), error=str(error))
+
+    def _beside(self, path: Path) -> Path:
+        return path.with_name(path.name + ".new")
 
 
 def _name(key: bytes) -> bytes:

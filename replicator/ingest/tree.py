@@ -11,7 +11,6 @@ import os
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +34,9 @@ from replicator.ingest.witness import holds_nodes
 from replicator.store.ports import BlockStore, Lease
 
 _SCAN_PATHS: Final = 1024
-"""Paths that one trip of the scan brings: some milliseconds."""
+"""Paths that one trip of the scan brings, or one folder that has not changed: some milliseconds."""
+_IDS_BYTES: Final = 4096 * BLOCK_ID_BYTES
+"""Of these ids each is an object while the store is asked for them."""
 
 
 async def take_tree(
@@ -86,10 +87,10 @@ async def _take_once(
     if base is not None and not await offload.run(holds_nodes, store, lease, base, Shape.NAMES):
         base = None
     scan = await offload.run(partial(Scan, source, known, is_base=base is not None))
+    remember = MemoWriter(memo, config, source, incomplete=scan.incomplete)
     try:
         paths = _Paths(scan, store, sealer)
         reader = FileReader(scan, sealer, config, began_ns=began_ns)
-        remember = MemoWriter(config, source, incomplete=scan.incomplete)
         builder = TreeBuilder(
             reader,
             sealer,
@@ -112,11 +113,16 @@ async def _take_once(
         if base is not None and known.has_skipped:
             raise NotAsRemembered
         taken = await builder.finish(scan.skipped)
+        await offload.run(remember.save, taken.root)
     finally:
-        await offload.run(scan.close)
-    if memo is not None:
-        await offload.run(remember.save, memo, taken.root)
+        await offload.run(_leave, scan, known, remember)
     return taken
+
+
+def _leave(scan: Scan, known: MemoReader, remember: MemoWriter) -> None:
+    scan.close()
+    known.close()
+    remember.discard()
 
 
 class _Nodes:
@@ -142,19 +148,27 @@ class _Paths:
         self._sealer = sealer
 
     def next_paths(self) -> list[Step]:
-        found = list(islice(self._walk, _SCAN_PATHS))
+        found: list[Step] = []
+        paths = 0
+        while paths < _SCAN_PATHS and (step := next(self._walk, None)) is not None:
+            found.append(step)
+            paths += step.known.paths if isinstance(step, Same) else 1
         self._check_unchanged([step.known for step in found if isinstance(step, Same)])
         self._remember([step for step in found if isinstance(step, Found) and step.remembered])
         return found
 
     def _check_unchanged(self, folders: list[Folder]) -> None:
         """Raise `NotAsRemembered` if a block that an unchanged folder needs is not here any more."""
-        ids = split_ids(b"".join([folder.ids for folder in folders]))
+        packed = b"".join([folder.ids for folder in folders])
+        for at in range(0, len(packed), _IDS_BYTES):
+            self._check_here(split_ids(packed[at : at + _IDS_BYTES]))
         for root in split_ids(b"".join([folder.roots for folder in folders])):
             below = self._blocks([], root)
             if below is None:
                 raise NotAsRemembered
-            ids += below
+            self._check_here(below)
+
+    def _check_here(self, ids: list[BlockId]) -> None:
         if ids and not self._sealer.have(ids).issuperset(ids):
             raise NotAsRemembered
 

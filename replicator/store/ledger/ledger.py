@@ -10,6 +10,7 @@ segments puts right.
 
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from replicator.store.ledger.rows import (
     columns_of,
     id_of,
     ids_of,
+    is_gone,
     pack_record,
     places_of,
     segments_in,
@@ -72,11 +74,11 @@ class Ledger:
     # -- looking up -----------------------------------------------------------------------
 
     def present(self, ids: Sequence[BlockId]) -> set[BlockId]:
-        return set(self._table.find(ids))
+        return set(compress(ids, self._table.look_up(ids).here().tolist()))
 
     def places(self, ids: Sequence[BlockId]) -> dict[BlockId, tuple[Place, int]]:
         """Where these lie, and their kinds; absent ones are left out."""
-        return places_of(self._table.find(ids))
+        return places_of(ids, self._table.look_up(ids))
 
     def broken_causes(self, ids: Sequence[BlockId]) -> dict[BlockId, tuple[Cause, int]]:
         return self._notes.broken_causes(ids) if self._any_broken else {}
@@ -160,7 +162,8 @@ class Ledger:
                 # First, because what is then cut by a crash is found again in the segment, beyond what is known of it.
                 self._notes.drop_broken([header.block_id for header, _ in rows])
                 self._any_broken = self._notes.any_broken()
-            here = set() if replace else self.present([header.block_id for header, _ in rows])
+            before = self._table.records([header.block_id for header, _ in rows])
+            here = set() if replace else {block for block, record in before.items() if not is_gone(record)}
             ends: dict[int, int] = {}
             fresh: list[Row] = []
             for header, place in rows:
@@ -171,7 +174,8 @@ class Ledger:
                     if not replace:
                         here.add(header.block_id)
             most = ends if accounts_to is None else dict.fromkeys(ends, accounts_to)
-            self._table.put(fresh, [SegmentNote(number, min(end, most[number])) for number, end in ends.items()])
+            notes = [SegmentNote(number, min(end, most[number])) for number, end in ends.items()]
+            self._table.put(fresh, notes, before=before)
 
     def note_known(self, ends: dict[int, int]) -> None:
         """These segments hold nothing unknown before these offsets."""

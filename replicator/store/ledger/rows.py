@@ -34,6 +34,7 @@ from replicator.store.ports import Place
 Heads = npt.NDArray[np.uint64]
 Rests = npt.NDArray[np.uint8]
 """Shape (rows, `REST_BYTES`): tail and record of each."""
+Offsets = npt.NDArray[np.uint32]
 Records = npt.NDArray[np.uint8]
 """Shape (rows, `RECORD.size`)."""
 
@@ -161,6 +162,12 @@ def columns_of(rests: Rests) -> Columns:
         kind=low >> _KIND_SHIFT & 0xFF,
         gone=meta >= np.uint64(_GONE),
     )
+
+
+def columns_of_records(packed: bytes) -> tuple[npt.NDArray[np.uint32], Offsets, npt.NDArray[np.bool_]]:
+    """Segment and offset of joined records, and which are of gone blocks."""
+    halves, meta = np.frombuffer(packed, "<u4").reshape(-1, 4), np.frombuffer(packed, "<u8")[1::2]
+    return halves[:, 0], halves[:, 1], meta >= np.uint64(_GONE)
 
 
 def segments_in(rests: Rests) -> npt.NDArray[np.uint32]:

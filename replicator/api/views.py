@@ -16,7 +16,7 @@ from replicator.catalog.retention import parse_keep
 from replicator.core.errors import UsageError
 from replicator.core.paths import read_path
 from replicator.jobs.collection import switch_deletion
-from replicator.jobs.snapshot import plan_pruning
+from replicator.jobs.pruning import plan_pruning
 from replicator.monitor.metrics import render_metrics
 from replicator.monitor.scrub import scrub_page
 from replicator.monitor.status import StatusSources, describe_job, node_status

@@ -18,6 +18,7 @@ from replicator.app.keys import KeyFolder, KeyPlace, adopt_next_key, recall_succ
 from replicator.app.recovery import Facts, bring_together, distrust, is_checked, renew
 from replicator.catalog.catalog import Catalog
 from replicator.core.ballast import Ballast, NoBallast
+from replicator.core.brake import ClockBrake, boot_name, is_set_by_service, lived_s
 from replicator.core.errors import CatalogError, ReplicatorError, StoreLocked
 from replicator.core.files import write_durably
 from replicator.core.ports import Entropy, Offload, SystemClock, SystemEntropy, ThreadOffload, WallClock
@@ -48,6 +49,7 @@ class Base:
     collector: Collector
     catalog: Catalog
     ballast: Ballast | NoBallast
+    brake: ClockBrake
     keep_free: Callable[[], int]
     """Bytes of the disk that the store leaves free."""
     shelf: IdSets
@@ -67,9 +69,9 @@ _OPEN_FILES: Final = 65_536
 """The deepest path that a manifest takes, several times over, and every link besides."""
 
 
-def why_off(config: NodeConfig, catalog: Catalog) -> str:
+def why_off(config: NodeConfig, catalog: Catalog, brake: ClockBrake) -> str:
     """Why nothing may be deleted from the store; empty if it may."""
-    return "`gc` is off in config.toml" if config.gc == "off" else catalog.fact(OFF_FACT) or ""
+    return "`gc` is off in config.toml" if config.gc == "off" else catalog.fact(OFF_FACT) or brake.why()
 
 
 def _raise_open_files() -> None:
@@ -100,15 +102,25 @@ def open_base(state: StateFolder) -> Iterator[Base]:
         try:
             identity = take_up(store, catalog, facts=store.ledger, keys=keys, clock=clock, entropy=entropy)
             state.memo.mkdir(exist_ok=True)
+            brake = ClockBrake(
+                catalog,
+                wall=clock,
+                lived=lived_s,
+                boot=boot_name(),
+                is_vouched=is_set_by_service,
+                newest_ns=catalog.newest_received_ns(),
+                must_live_s=store.config.grace_s,
+            )
             yield Base(
                 config=config,
                 identity=identity,
                 keys=keys,
                 incarnation=_incarnation(state, entropy),
                 store=store,
-                collector=Collector(store, clock=clock, why_off=lambda: why_off(config, catalog)),
+                collector=Collector(store, clock=clock, why_off=lambda: why_off(config, catalog, brake)),
                 catalog=catalog,
                 ballast=ballast,
+                brake=brake,
                 keep_free=store.reserve_bytes,
                 shelf=Shelf(state.sets),
                 open_history=lambda: JobHistory(state.jobs, clock=clock),

@@ -27,16 +27,16 @@ from replicator.app.config import StateFolder, mesh_config, scrub_promise, store
 from replicator.app.keys import KeyKeeping, describe_keys, rotate
 from replicator.app.peers import CataloguedPeers
 from replicator.app.relations import Pacekeeping, load_rules, make_relations
-from replicator.app.upkeep import Ballasting, Collecting, Comparing, Mending, Scrubbing
+from replicator.app.upkeep import Ballasting, Collecting, Comparing, Mending, Scrubbing, WatchingClock
 from replicator.catalog.model import Snapshot
 from replicator.core.logging import get_logger
 from replicator.core.memory import keep_freed_memory
 from replicator.core.workers import Worker, WorkerRunner
 from replicator.jobs.kinds import job_kinds
 from replicator.jobs.parts import Parts
+from replicator.jobs.pruning import prune_volume
 from replicator.jobs.runner import JobRunner
 from replicator.jobs.scheduler import Scheduler
-from replicator.jobs.snapshot import prune_volume
 from replicator.monitor.status import StatusSources
 from replicator.net.link import Link
 from replicator.net.mesh import Mesh
@@ -82,6 +82,7 @@ def _parts(base: Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts:
         memo_folder=base.memo_folder,
         grace_s=store_config(base.config).grace_s,
         ballast=base.ballast,
+        brake=base.brake,
         wake_scheduler=wake,
     )
 
@@ -196,6 +197,7 @@ class LivingNode:
             keys,
             self._standing,
             Comparing(self._standing, site_id=parts.site_id, catalog=catalog, jobs=self.jobs, clock=parts.clock),
+            WatchingClock(parts.brake),
             Ballasting(parts.ballast, parts.offload, keep_free=base.keep_free),
         ]
         self.workers = WorkerRunner(workers)

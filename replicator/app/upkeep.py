@@ -8,6 +8,7 @@ import trio
 from protocol.ids import SiteId, VolumeId
 from replicator.catalog.catalog import Catalog
 from replicator.core.ballast import Ballast, NoBallast
+from replicator.core.brake import ClockBrake
 from replicator.core.ports import Offload, WallClock
 from replicator.core.workers import Busy, Idle, Outcome, Throttled
 from replicator.jobs.runner import JobRunner
@@ -31,6 +32,7 @@ _COMPARE_EVERY_S: Final = 7 * 86_400.0
 _MEND_BATCHES_MAX: Final = 64
 """A round asks for 16384 blocks: some gigabytes, and some megabytes of audit."""
 _BALLAST_EVERY_S: Final = 5.0
+_CLOCK_EVERY_S: Final = 60.0
 """A look at two numbers of the file system."""
 
 
@@ -149,6 +151,19 @@ class Ballasting:
     async def step(self) -> Outcome:
         await self._offload.run(lambda: self._ballast.lay(keep_free=self._keep_free()))
         return Idle(_BALLAST_EVERY_S)
+
+
+class WatchingClock:
+    """The worker that looks whether the wall clock leaps, so that a leap is seen when it happens."""
+
+    name = "clock"
+
+    def __init__(self, brake: ClockBrake) -> None:
+        self._brake = brake
+
+    async def step(self) -> Outcome:
+        self._brake.why()
+        return Idle(_CLOCK_EVERY_S)
 
 
 class Collecting:

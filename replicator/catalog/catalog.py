@@ -8,6 +8,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from protocol.ids import BlockId, SiteId, SnapshotId, VolumeId
 from replicator.catalog.copies import Copies
@@ -24,6 +25,11 @@ from replicator.catalog.syncs import Syncs
 from replicator.core.database import Database, OpenDatabase
 from replicator.core.errors import CatalogError, DatabaseDamaged, Held, ManifestDamaged, NotFound, Untrusted, UsageError
 from replicator.core.ports import WallClock
+
+_PEAKS: Final = "snapshots.peaks"
+_HOUR_NS: Final = 3600 * 10**9
+_PEAKS_KEPT_H: Final = 48
+"""Hours of which is known how many snapshots there were: more than anybody looks back."""
 
 
 def _open(path: Path, open_database: OpenDatabase) -> Database:
@@ -237,6 +243,7 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
                 raise Held(f"Snapshot {name} is held: {one.held}.", hint="Release it first.")
         now = self._clock.now_ns()
         with self.db.write() as connection:
+            _note_peak(connection, now)
             for sql in (
                 "INSERT OR REPLACE INTO let_go SELECT snapshot_id, ? FROM snapshots JOIN volumes USING (volume_id) "
                 "WHERE snapshot_id = ? AND path IS NULL",
@@ -247,6 +254,24 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
             connection.executemany("DELETE FROM snapshots WHERE snapshot_id = ?", [(one,) for one in ids])
         for one in gone:  # The others need not be checked again.
             self._records.pop(one.signed, None)
+
+    def snapshot_count(self) -> int:
+        return int(self.db.read().execute("SELECT count(*) FROM snapshots").fetchone()[0])
+
+    def peak_since(self, at_ns: int) -> int:
+        """The most snapshots that there were before any deletion since then; 0 if there was none."""
+        return max(
+            (count for hour, count in _peaks(self.fact(_PEAKS)).items() if (hour + 1) * _HOUR_NS > at_ns), default=0
+        )
+
+    def forget_peak(self) -> None:
+        """What was deleted until now was meant."""
+        self.set_fact(_PEAKS, "")
+
+    def newest_received_ns(self) -> int:
+        """The latest time at which a snapshot came, by the clock of that moment; 0 if there is none."""
+        row = self.db.read().execute("SELECT max(received_ns) FROM snapshots").fetchone()
+        return int(row[0] or 0)
 
     def hold(self, snapshot_id: bytes, reason: str) -> None:
         """Keep a snapshot from being removed; an empty reason lets go."""
@@ -262,6 +287,20 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
     def set_fact(self, name: str, value: str) -> None:
         with self.db.write() as connection:
             connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+
+def _peaks(text: str | None) -> dict[int, int]:
+    return {int(hour): count for hour, count in json.loads(text or "{}").items()}
+
+
+def _note_peak(connection: sqlite3.Connection, now_ns: int) -> None:
+    """How many there are before a deletion: the most of this hour, for the guard against deleting many in a day."""
+    row = connection.execute("SELECT value FROM facts WHERE name = ?", (_PEAKS,)).fetchone()
+    count = int(connection.execute("SELECT count(*) FROM snapshots").fetchone()[0])
+    now = now_ns // _HOUR_NS
+    peaks = {hour: most for hour, most in _peaks(row[0] if row else None).items() if hour > now - _PEAKS_KEPT_H}
+    peaks[now] = max(count, peaks.get(now, 0))
+    connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (_PEAKS, json.dumps(peaks)))
 
 
 __all__ = ["EVERY_VOLUME", "Catalog"]

@@ -34,3 +34,12 @@ def keep_freed_memory() -> bool:
         and tell(_M_TRIM_THRESHOLD, _KEEP_BYTES)
         and tell(_M_ARENA_MAX, _ARENAS)
     )
+
+
+def give_back_freed_memory() -> None:
+    """After work that needed much and does not come again soon: some milliseconds."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return  # Another C library.
+    trim(0)

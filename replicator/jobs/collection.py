@@ -1,7 +1,7 @@
 """Collecting: marking what snapshots need, then letting go of the rest, step by step, as gently as was agreed."""
 
-import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
 import trio
@@ -13,6 +13,7 @@ from replicator.catalog.model import Snapshot
 from replicator.core.errors import DeletionOff, StoreFull, UsageError
 from replicator.core.logging import get_logger
 from replicator.core.progress import Progress
+from replicator.jobs.bulk import BulkGuard
 from replicator.jobs.parts import Parts
 from replicator.jobs.runner import JobContext
 from replicator.repair.records import RecordCheck
@@ -22,7 +23,6 @@ from replicator.store.marks import Marks, MarkSet, are_marked, prefixes
 
 OFF_FACT: Final = "gc.off"
 """Why deletion is switched off, if it is."""
-HELD_FACT: Final = "gc.held"
 _LISTED_MAX: Final = 1000
 _RUNS_MAX: Final = 64
 """Of one `gc --grace 0`: each frees at least what its sentences took."""
@@ -33,6 +33,7 @@ class CollectionJobs:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._guard = BulkGuard(parts.catalog, parts.store, parts.clock.now_ns)
 
     async def collect(self, context: JobContext) -> dict[str, Any]:
         """`{"grace_s": number|None, "dry_run": bool, "undo": bool, "confirmed": bool, "give_up": bool}`."""
@@ -63,7 +64,6 @@ class CollectionJobs:
             done, runs = done.joined(last), runs + 1
             if runs == _RUNS_MAX:
                 break
-        self._note_held(done, share)
         return describe_collected(done, share=share, dry_run=False)
 
     async def _take_back_lost(self) -> None:
@@ -94,7 +94,16 @@ class CollectionJobs:
     ) -> tuple[float, Collected]:
         """One plan and its execution; also which share of the store the plan condemns."""
         plan = await self._plan(progress, grace_s=grace_s, at_once=False, is_rehearsal=False)
-        return plan.share, await self._carry_out(plan, progress, confirmed, shrinks=shrinks)
+        alive = self._guard.alive()
+        done = await self._carry_out(plan, progress, confirmed, shrinks=shrinks)
+
+        def note() -> None:
+            self._guard.note(plan, alive_before=alive, held=done.held, confirmed=confirmed)
+
+        # On a disk that takes not even this, freeing goes before counting.
+        with suppress(StoreFull):
+            self._parts.ballast.with_room("counting what was let go", note)
+        return plan.share, done
 
     async def _free_dead(self, progress: Progress) -> int:
         """A rehearsal writes nothing, so that there is a plan to hold dead segments against on a full disk too."""
@@ -116,7 +125,8 @@ class CollectionJobs:
         def plan(mark: Mark, marks: Marks) -> Plan:
             return parts.collector.plan(mark, marks, grace_s=grace_s, at_once=at_once)
 
-        return await parts.offload.run(plan, mark, marks)
+        made = await parts.offload.run(plan, mark, marks)
+        return replace(made, held=self._guard.judge(made, share_max=parts.collector.bulk_share_max))
 
     async def _mark(self, progress: Progress) -> Marks:
         """Walk everything that snapshots reach. A block that cannot be read ends the run: it is not "absent".
@@ -152,11 +162,6 @@ class CollectionJobs:
             progress.advance(moved)
             await trio.sleep(moved / parts.collector.rewrite_rate_bytes)
         return run.result(duration_s=trio.current_time() - began)
-
-    def _note_held(self, done: Collected, share: float) -> None:
-        text = json.dumps({"why": done.held, "share": share}) if done.held else ""
-        if text or self._parts.catalog.fact(HELD_FACT):
-            self._parts.catalog.set_fact(HELD_FACT, text)
 
     async def foretell(self, context: JobContext) -> dict[str, Any]:
         """`{"snapshots": [id, …]}`: what deleting these would free: the blocks that no other snapshot needs."""
@@ -213,7 +218,12 @@ class CollectionJobs:
 
 
 def switch_deletion(parts: Parts, *, is_off: bool, reason: str) -> dict[str, Any]:
-    """The kill switch. A run that has begun stops at its next step."""
+    """The kill switch. A run that has begun stops at its next step.
+
+    Switching deletion on is also the word of a person that the wall clock is right.
+    """
+    if not is_off:
+        parts.brake.trust()
     parts.catalog.set_fact(OFF_FACT, (reason.strip()[:200] or "somebody said so") if is_off else "")
     return {"deletion_off": parts.collector.why_off()}
 

@@ -8,6 +8,7 @@ from protocol.ids import SiteId
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.records import Signer
 from replicator.core.ballast import Ballast, NoBallast
+from replicator.core.brake import ClockBrake
 from replicator.core.ports import Entropy, Offload, WallClock
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.sources import Sources
@@ -47,4 +48,6 @@ class Parts:
     """None where nothing can be remembered: then every file is read each time."""
     grace_s: float
     ballast: Ballast | NoBallast
+    brake: ClockBrake
+    """What a clock decides to delete is not deleted while it gives a reason."""
     wake_scheduler: Callable[[], None]

@@ -22,9 +22,9 @@ from replicator.jobs.line import PriorityLine
 from replicator.jobs.parts import Parts
 from replicator.jobs.pins import pinned
 from replicator.jobs.plans import Planner, compare
+from replicator.jobs.pruning import prune_volume
 from replicator.jobs.runner import JobContext
 from replicator.jobs.scheduler import next_try_ns
-from replicator.jobs.snapshot import prune_volume
 from replicator.net.link import Link
 from replicator.net.pacing import IN, OUT
 from replicator.sync.incoming import PaceKeeper

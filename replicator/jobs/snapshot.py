@@ -1,29 +1,24 @@
-"""Taking snapshots, and pruning old ones by their rule."""
+"""Taking snapshots."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from protocol.ids import SnapshotId
 from protocol.wire.hashing import derived_key
-from replicator.catalog.catalog import Catalog
 from replicator.catalog.manifest.nodes import EMPTY_ROOTS
-from replicator.catalog.model import SiteSync, Volume
+from replicator.catalog.model import Volume
 from replicator.catalog.records import SnapshotRecord, sign_record
-from replicator.catalog.retention import Candidate, Verdict, plan_retention
-from replicator.catalog.terms import CONTINUOUS_TAG, TENANT
+from replicator.catalog.terms import TENANT
 from replicator.core.errors import UsageError
 from replicator.ingest.pipeline import take
 from replicator.ingest.sources import Taken
-from replicator.jobs.due import owed
 from replicator.jobs.parts import Parts
+from replicator.jobs.pruning import prune_volume
 from replicator.jobs.runner import JobContext
 from replicator.store.ports import Lease
 from replicator.sync.receive import publish_snapshot, store_record
 
 _LISTED_MAX = 50
-_CONTINUOUS_KEPT = 10
-"""Of a volume without a keep rule: enough that a peer which was away for a little finds a base among them."""
 
 
 class SnapshotJobs:
@@ -127,62 +122,6 @@ def describe_taken(record: SnapshotRecord, taken: Taken) -> dict[str, Any]:
 
 def _text(path: bytes) -> str:
     return path.decode(errors="backslashreplace")
-
-
-def prune_volume(parts: Parts, volume: Volume) -> int:
-    """Forget the snapshots that the volume's keep rule lets go; their blocks are the collector's business."""
-    gone = [verdict.snapshot_id for verdict in plan_pruning(parts.catalog, volume) if not verdict.reason]
-    parts.catalog.delete_snapshots(gone)
-    return len(gone)
-
-
-def plan_pruning(catalog: Catalog, volume: Volume) -> list[Verdict]:
-    """What becomes of each snapshot of a volume, newest first, and why.
-
-    What was taken here is kept by the promise that was made here; a copy by what this site has decided about copies.
-    Snapshots that a continuous sync takes for itself are many, and kept only while they are of use.
-    """
-    snapshots = catalog.snapshots(volume.volume_id)
-    is_copy = volume.path is None
-    candidates = [Candidate(s.snapshot_id, s.record.sequence, s.received_ns, s.held) for s in snapshots]
-    if is_copy:
-        rule = catalog.copy_rules().get(volume.volume_id)
-        verdicts = plan_retention("" if rule is None else rule.keep, candidates, keep_first=True)
-    else:
-        promises = {one.volume_id: one.keep for one in catalog.protections()}
-        verdicts = plan_retention(promises.get(volume.volume_id, ""), candidates)
-        if not promises.get(volume.volume_id, ""):
-            passing = {s.snapshot_id for s in snapshots[:-_CONTINUOUS_KEPT] if CONTINUOUS_TAG in s.record.tags}
-            verdicts = [
-                Verdict(v.snapshot_id, "" if v.reason == "no rule" and v.snapshot_id in passing else v.reason)
-                for v in verdicts
-            ]
-    owing = owed(catalog)
-    return [_with_debts(catalog, volume, verdict, owing) for verdict in verdicts]
-
-
-def _with_debts(
-    catalog: Catalog, volume: Volume, verdict: Verdict, owing: Mapping[SnapshotId, Sequence[SiteSync]]
-) -> Verdict:
-    if verdict.reason:
-        return verdict
-    if syncs := owing.get(verdict.snapshot_id):
-        names = ", ".join(sorted({catalog.peers.name_of(sync.peer) for sync in syncs}))
-        return Verdict(verdict.snapshot_id, f"owed to {names}")
-    if _is_awaited(catalog, verdict.snapshot_id, volume):
-        return Verdict(verdict.snapshot_id, "the base of the next difference")
-    return verdict
-
-
-def _is_awaited(catalog: Catalog, snapshot_id: SnapshotId, volume: Volume) -> bool:
-    """Whether a peer's last receipt is for this one: it is the base of the next difference (zrepl#340)."""
-    receipts = catalog.receipts()
-    order = [snapshot.snapshot_id for snapshot in catalog.snapshots(volume.volume_id)]
-    for sync in catalog.syncs():
-        proven = [one for one in order if (one, sync.peer) in receipts]
-        if proven and proven[-1] == snapshot_id:
-            return True
-    return False
 
 
 def _derived(job_id: str, what: str) -> bytes:

@@ -13,7 +13,7 @@ from typing import Final
 from replicator.catalog.lost import RECOVERED
 from replicator.catalog.model import Protection
 from replicator.core.units import format_span
-from replicator.jobs.collection import HELD_FACT
+from replicator.jobs.bulk import HELD_FACT
 from replicator.jobs.parts import Parts
 from replicator.monitor.scrub import scrub_forecast
 from replicator.net.mesh import Mesh
@@ -64,6 +64,13 @@ def _of_store(parts: Parts) -> Iterator[Alert]:
         yield Alert(
             "ballast_gone", "store", parts.ballast.describe(),
             "Delete snapshots and run `replicator gc`, or give the disk more room; it is laid again by itself.",
+        )  # fmt: skip
+    if why := parts.brake.why():
+        left = format_span(parts.brake.left_s())
+        yield Alert(
+            "clock_untrusted", "clock", f"Nothing is deleted, by rule or by collection: {why}.",
+            "If `date -u` is right now, say so: `replicator gc --on`. If it is not, set it. By itself the pause ends "
+            f"when the clock is back, or has gone steadily for {left} more.",
         )  # fmt: skip
     if counted.broken_blocks:
         text = f"{counted.broken_blocks} blocks are broken and no peer has given a sound copy yet."

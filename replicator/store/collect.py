@@ -36,6 +36,8 @@ from replicator.store.ports import Mark, Shelves
 from replicator.store.sweep import Collected, Sweep
 
 _EVER = 2**62
+_AHEAD_NS = 3600 * 10**9
+"""A sentence from further ahead than this is lifted, and passed anew by the next run."""
 
 
 class Collectable(Protocol):
@@ -64,6 +66,11 @@ class Collector:
         """What whoever steps through an execution moves at most in a second."""
         return self._config.rewrite_rate_bytes
 
+    @property
+    def bulk_share_max(self) -> float:
+        """More of the store, or of the snapshots, waits for a person."""
+        return self._config.bulk_share_max
+
     def why_off(self) -> str:
         return self._why_off()
 
@@ -82,7 +89,12 @@ class Collector:
         `at_once` foretells two runs in one: sentence, and execution with a fresh mark that finds the same.
         """
         now_ns = self._clock.now_ns()
-        back = tuple(self._among(marks, self._shelves.condemned(epoch_below=_EVER, at_most_ns=_EVER), marked=True))
+        condemned_ever = self._shelves.condemned(epoch_below=_EVER, at_most_ns=_EVER)
+        # By a clock that has been set back since: their grace would last until it gets there once more.
+        early = set(condemned_ever).difference(
+            self._shelves.condemned(epoch_below=_EVER, at_most_ns=now_ns + _AHEAD_NS)
+        )
+        back = (*self._among(marks, condemned_ever, marked=True), *self._among(marks, sorted(early), marked=False))
         ripe = self._shelves.condemned(epoch_below=mark.oldest_writer_epoch, at_most_ns=now_ns - int(grace_s * 1e9))
         sweep = b"".join(self._among(marks, ripe, marked=False))
         freed = Freed()

@@ -19,11 +19,12 @@ from replicator.core.logging import get_logger
 from replicator.core.ports import WallClock
 from replicator.store.ledger import Ledger
 from replicator.store.ports import Fault, Place, ScrubCursor, SegmentAge, VerifiedPart
+from replicator.store.proving import prove
 from replicator.store.replay import sound_blocks
 from replicator.store.segments import SEGMENT_HEADER_BYTES, SegmentFiles
-from replicator.store.verify import Piece, Wanted, closing_handle, drop_cached, prove, read_pieces
+from replicator.store.verify import Piece, Wanted, closing_handle, drop_cached, read_pieces
 
-_ROWS: Final = 256
+_ROWS: Final = 1024
 _SOFT: Final = "soft_errors"
 _ABSOLVED_MAX: Final = 4096
 """Read again at the start: seconds of a slow disk at most. The rest waits for a repair, or the next start."""

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
@@ -21,8 +20,6 @@ _GAP_MAX: Final = 32 * 1024
 
 
 _PAGE: Final = 4096
-_SHARED_MIN: Final = 32
-"""Fewer blocks than this are proven before a second thread has begun."""
 
 
 class Piece(NamedTuple):
@@ -77,32 +74,6 @@ def read_pieces(files: SegmentFiles, wanted: Sequence[Wanted]) -> Iterator[list[
         at = end
 
 
-def prove(files: SegmentFiles, wanted: Sequence[Wanted], *, threads: Executor) -> tuple[list[Fault], int]:
-    """Read and prove blocks, half of them in each of two threads: hashing lets go of the interpreter.
-
-    Returns what is not sound, and how many reads were right only at the second attempt.
-    """
-    if len(wanted) < _SHARED_MIN:
-        return _prove(files, wanted)
-    ordered = sorted(wanted, key=lambda item: (item[1].segment, item[1].offset))
-    halves = (ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :])
-    faults: list[Fault] = []
-    soft = 0
-    for of_half, soft_half in threads.map(lambda half: _prove(files, half), halves):
-        faults += of_half
-        soft += soft_half
-    return faults, soft
-
-
-def _prove(files: SegmentFiles, wanted: Sequence[Wanted]) -> tuple[list[Fault], int]:
-    faults: list[Fault] = []
-    soft = 0
-    for run in read_pieces(files, wanted):
-        faults += [piece.fault for piece in run if piece.fault is not None]
-        soft += sum(piece.is_soft for piece in run)
-    return faults, soft
-
-
 def _read_segment(files: SegmentFiles, segment: int, wanted: Sequence[Wanted]) -> Iterator[list[Piece]]:
     try:
         handle = files.open_to_read(segment)
@@ -113,11 +84,12 @@ def _read_segment(files: SegmentFiles, segment: int, wanted: Sequence[Wanted]) -
         yield [_broken(item, Cause.UNREADABLE) for item in wanted]
         return
     with closing_handle(handle):
-        for run in _runs(wanted):
+        for run in runs_of(wanted):
             yield _read_run(handle, run)
 
 
-def _runs(wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
+def runs_of(wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
+    """Cut blocks of one segment, in the order they lie, into runs that are read at once."""
     start = 0
     for at in range(1, len(wanted) + 1):
         if at < len(wanted):
@@ -130,19 +102,34 @@ def _runs(wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
         start = at
 
 
+def extent(run: Sequence[Wanted]) -> tuple[int, int]:
+    """Where a run begins, and how many bytes it is long."""
+    first, last = run[0][1], run[-1][1]
+    return first.offset, last.offset + last.length - first.offset
+
+
 def _read_run(handle: int, run: Sequence[Wanted]) -> list[Piece]:
-    first = run[0][1].offset
-    size = run[-1][1].offset + run[-1][1].length - first
+    offset, size = extent(run)
     try:
-        data = memoryview(pread_all(handle, size, first))
+        data = memoryview(pread_all(handle, size, offset))
     except OSError:
-        if len(run) == 1:
-            return [_broken(run[0], Cause.UNREADABLE)]
-        # One bad sector must not condemn its neighbours.
-        alone = [piece for item in run for piece in _read_run(handle, [item])]
-        if all(piece.fault is None for piece in alone):
-            alone[0] = alone[0]._replace(is_soft=True)
-        return alone
+        return read_alone(handle, run)
+    return judge(run, data)
+
+
+def read_alone(handle: int, run: Sequence[Wanted]) -> list[Piece]:
+    """After a read that the disk refused, block by block: one bad sector must not condemn its neighbours."""
+    if len(run) == 1:
+        return [_broken(run[0], Cause.UNREADABLE)]
+    alone = [piece for item in run for piece in _read_run(handle, [item])]
+    if all(piece.fault is None for piece in alone):
+        alone[0] = alone[0]._replace(is_soft=True)
+    return alone
+
+
+def judge(run: Sequence[Wanted], data: memoryview) -> list[Piece]:
+    """Prove what was read of a run: less than all of it, if the file is shorter."""
+    first = run[0][1].offset
     pieces: list[Piece] = []
     for item in run:
         block, place, _ = item

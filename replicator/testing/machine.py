@@ -16,6 +16,7 @@ from replicator.app.config import parse_config, store_config
 from replicator.app.recovery import renew
 from replicator.catalog.catalog import Catalog
 from replicator.core.ballast import NoBallast
+from replicator.core.brake import ClockBrake
 from replicator.core.ports import Offload
 from replicator.ingest.config import IngestConfig
 from replicator.jobs.history import JobHistory
@@ -88,15 +89,24 @@ class MemoryMachine:
         self.store = store
         catalog = Catalog(CATALOG, clock=self.clock, open_database=open_database)
         identity = take_up(store, catalog, facts=self.disk, keys=self.keys, clock=self.clock, entropy=self._entropy)
+        brake = ClockBrake(
+            catalog,
+            wall=self.clock,
+            lived=self._monotonic,
+            boot=self.name,  # The time of the mesh goes on while a machine is off: it is all one boot.
+            newest_ns=catalog.newest_received_ns(),
+            must_live_s=store.config.grace_s,
+        )
         yield Base(
             config=config,
             identity=identity,
             keys=self.keys,
             incarnation=self.incarnation,
             store=store,
-            collector=Collector(store, clock=self.clock, why_off=lambda: why_off(config, catalog)),
+            collector=Collector(store, clock=self.clock, why_off=lambda: why_off(config, catalog, brake)),
             catalog=catalog,
             ballast=NoBallast(),
+            brake=brake,
             keep_free=lambda: 0,
             shelf=self.sets,
             open_history=lambda: JobHistory(JOBS, clock=self.clock, open_database=open_database),

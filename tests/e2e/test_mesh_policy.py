@@ -331,7 +331,7 @@ async def test_passive_copies_are_kept_and_go_nowhere_but_home(tmp_path: Path) -
 
 
 async def test_a_snapshot_that_is_still_owed_is_not_pruned_and_says_why(tmp_path: Path) -> None:
-    from replicator.jobs.snapshot import plan_pruning, prune_volume
+    from replicator.jobs.pruning import plan_pruning, prune_volume
 
     async with a_pair(tmp_path) as (home, cabin):
         volume = home.protect(write_tree(tmp_path / "data", files=1, size=100))

@@ -14,8 +14,8 @@ from replicator.core.errors import CatalogError, Held, ManifestDamaged, NotFound
 from replicator.core.progress import Progress
 from replicator.jobs.care import CareJobs
 from replicator.jobs.collection import CollectionJobs
+from replicator.jobs.pruning import prune_volume
 from replicator.jobs.runner import JobContext
-from replicator.jobs.snapshot import prune_volume
 from tests.support.clocks import FakeMonotonic
 from tests.support.nodes import Site, open_site, write_tree
 from tests.support.store import damage

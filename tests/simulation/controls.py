@@ -17,7 +17,7 @@ from protocol.wire.envelope import HEADER_BYTES, Buffer, Codec, Header, parse_he
 from protocol.wire.hashing import Kind, block_id
 from replicator.catalog.catalog import Catalog
 from replicator.core.throttle import TokenBucket
-from replicator.jobs import snapshot as snapshot_module
+from replicator.jobs import pruning as pruning_module
 from replicator.jobs.collection import CollectionJobs
 from replicator.repair.ask import Healer
 from replicator.repair.scrub import Scrubber
@@ -76,7 +76,7 @@ def _without_holds(*values: Any) -> Any:
     return _CANDIDATE(*values[:-1], "")
 
 
-_CANDIDATE = snapshot_module.Candidate
+_CANDIDATE = pruning_module.Candidate
 
 
 async def _careless(self: Scrubber, faults: Any, report: Any) -> None:
@@ -127,7 +127,7 @@ CONTROLS: Final[dict[str, Control]] = {
     ),
     "a keep rule that looks at no hold": Control(
         lambda: [
-            patch.object(snapshot_module, "Candidate", _without_holds),
+            patch.object(pruning_module, "Candidate", _without_holds),
             patch.object(Catalog, "delete_snapshots", _delete_whatever),
         ],
         20,

@@ -10,6 +10,7 @@ segments puts right.
 
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Final
 
@@ -18,27 +19,21 @@ import numpy as np
 from protocol.ids import BLOCK_ID_BYTES, BlockId
 from protocol.wire.envelope import Header
 from replicator.store.config import StoreConfig
+from replicator.store.ledger.by_segment import BySegment
 from replicator.store.ledger.log import FORGET, SegmentNote
 from replicator.store.ledger.notes import Notes
 from replicator.store.ledger.rows import (
     GONE_RECORD,
     columns_of,
     id_of,
-    ids_of,
+    is_gone,
     pack_record,
     places_of,
-    segments_in,
-    unpack_record,
 )
-from replicator.store.ledger.run import Run
-from replicator.store.ledger.search import scan_runs
 from replicator.store.ledger.table import BlockTable, Row
 from replicator.store.ports import Cause, Fault, Place
 
 _GENERATION: Final = "generation"
-_WINDOW_SEGMENTS: Final = 256
-"""Segments whose rows are gathered in one pass over the runs: a scrub asks for one after the other."""
-_WINDOW_ROWS_MAX: Final = 1_000_000
 
 
 class Ledger:
@@ -54,7 +49,7 @@ class Ledger:
         except BaseException:
             self._notes.close()
             raise
-        self._window = _Window((), range(0), {})
+        self._by_segment = BySegment(self._table)
         self._any_broken = self._notes.any_broken()
         self._reconcile()
 
@@ -72,11 +67,11 @@ class Ledger:
     # -- looking up -----------------------------------------------------------------------
 
     def present(self, ids: Sequence[BlockId]) -> set[BlockId]:
-        return set(self._table.find(ids))
+        return set(compress(ids, self._table.look_up(ids).here().tolist()))
 
     def places(self, ids: Sequence[BlockId]) -> dict[BlockId, tuple[Place, int]]:
         """Where these lie, and their kinds; absent ones are left out."""
-        return places_of(self._table.find(ids))
+        return places_of(ids, self._table.look_up(ids))
 
     def broken_causes(self, ids: Sequence[BlockId]) -> dict[BlockId, tuple[Cause, int]]:
         return self._notes.broken_causes(ids) if self._any_broken else {}
@@ -92,7 +87,7 @@ class Ledger:
     def in_segment(self, number: int, *, from_offset: int, limit: int) -> list[tuple[BlockId, Place, int]]:
         """What a segment should hold from an offset on, in the order of offsets."""
         with self._lock:
-            rows = self._rows_of(number)
+            rows = self._by_segment.rows_of(number)
         start = int(np.searchsorted(rows.offsets, from_offset))
         answer: list[tuple[BlockId, Place, int]] = []
         while start < len(rows.offsets) and len(answer) < limit:
@@ -109,25 +104,6 @@ class Ledger:
                     answer.append((block, place, kind))
             start += limit
         return answer[:limit]
-
-    def _rows_of(self, number: int) -> "_SegmentRows":
-        """All rows that name a segment: from the runs, gathered for many segments at once, and the fresh ones."""
-        runs = self._table.runs
-        if self._window.runs != runs or number not in self._window.segments:
-            self._window = _gather(self._table, runs, number)
-        ids, offsets = self._window.rows.get(number, (b"", np.empty(0, np.uint32)))
-        parts, places = [ids], [offsets]
-        fresh: list[int] = []
-        for block, record in self._table.fresh_rows().items():
-            entry = unpack_record(record)
-            if entry is not None and entry.place.segment == number:
-                parts.append(block)
-                fresh.append(entry.place.offset)
-        places.append(np.array(fresh, np.uint32))
-        all_offsets = np.concatenate(places)
-        order = np.argsort(all_offsets, kind="stable")
-        packed = np.frombuffer(b"".join(parts), np.uint8).reshape(-1, BLOCK_ID_BYTES)[order]
-        return _SegmentRows(packed.tobytes(), all_offsets[order])
 
     def beyond(self, number: int, *, end: int) -> list[Fault]:
         """The blocks that should lie in a segment and reach past `end`, as faults."""
@@ -160,7 +136,8 @@ class Ledger:
                 # First, because what is then cut by a crash is found again in the segment, beyond what is known of it.
                 self._notes.drop_broken([header.block_id for header, _ in rows])
                 self._any_broken = self._notes.any_broken()
-            here = set() if replace else self.present([header.block_id for header, _ in rows])
+            before = self._table.records([header.block_id for header, _ in rows])
+            here = set() if replace else {block for block, record in before.items() if not is_gone(record)}
             ends: dict[int, int] = {}
             fresh: list[Row] = []
             for header, place in rows:
@@ -171,7 +148,8 @@ class Ledger:
                     if not replace:
                         here.add(header.block_id)
             most = ends if accounts_to is None else dict.fromkeys(ends, accounts_to)
-            self._table.put(fresh, [SegmentNote(number, min(end, most[number])) for number, end in ends.items()])
+            notes = [SegmentNote(number, min(end, most[number])) for number, end in ends.items()]
+            self._table.put(fresh, notes, before=before)
 
     def note_known(self, ends: dict[int, int]) -> None:
         """These segments hold nothing unknown before these offsets."""
@@ -307,56 +285,6 @@ class Ledger:
     def close(self) -> None:
         self._table.close()
         self._notes.close()
-
-
-class _SegmentRows:
-    """The rows that name one segment, by offset."""
-
-    def __init__(self, ids: bytes, offsets: "np.ndarray[tuple[int], np.dtype[np.uint32]]") -> None:
-        self.ids = ids
-        self.offsets = offsets
-
-
-class _Window:
-    """Rows of a range of segments, as some runs have them."""
-
-    def __init__(
-        self,
-        runs: tuple[Run, ...],
-        segments: range,
-        rows: "dict[int, tuple[bytes, np.ndarray[tuple[int], np.dtype[np.uint32]]]]",
-    ) -> None:
-        self.runs = runs
-        self.segments = segments
-        self.rows = rows
-
-
-def _gather(table: BlockTable, runs: tuple[Run, ...], first: int) -> _Window:
-    """One pass over all rows of the runs, for as many segments from `first` on as memory allows."""
-    states = table.segments
-    rows, end = 0, first
-    while end < first + _WINDOW_SEGMENTS and rows <= _WINDOW_ROWS_MAX:
-        state = states.get(end)
-        rows += state.live_blocks if state is not None else 0
-        end += 1
-    ids: list[bytes] = []
-    segments: list[np.ndarray[tuple[int], np.dtype[np.uint32]]] = []
-    offsets: list[np.ndarray[tuple[int], np.dtype[np.uint32]]] = []
-    for heads, rests in scan_runs(runs):
-        named = segments_in(rests)
-        hits = np.flatnonzero((named >= first) & (named < end))
-        if len(hits):
-            ids.append(ids_of(heads[hits], rests[hits]))
-            segments.append(named[hits])
-            offsets.append(columns_of(np.ascontiguousarray(rests[hits])).offset)
-    window: dict[int, tuple[bytes, np.ndarray[tuple[int], np.dtype[np.uint32]]]] = {}
-    if ids:
-        packed = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, BLOCK_ID_BYTES)
-        all_segments, all_offsets = np.concatenate(segments), np.concatenate(offsets)
-        for number in np.unique(all_segments).tolist():
-            of_it = np.flatnonzero(all_segments == number)
-            window[number] = (packed[of_it].tobytes(), all_offsets[of_it])
-    return _Window(runs, range(first, end), window)
 
 
 def _at(known: dict[BlockId, tuple[Place, int]], block: BlockId) -> Place | None:

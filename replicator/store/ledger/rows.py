@@ -18,6 +18,9 @@ nothing is ever changed in place.
 """
 
 import struct
+from collections.abc import Sequence
+from functools import partial
+from itertools import compress
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -31,6 +34,9 @@ from replicator.store.ports import Place
 Heads = npt.NDArray[np.uint64]
 Rests = npt.NDArray[np.uint8]
 """Shape (rows, `REST_BYTES`): tail and record of each."""
+Offsets = npt.NDArray[np.uint32]
+Records = npt.NDArray[np.uint8]
+"""Shape (rows, `RECORD.size`)."""
 
 HEAD_BYTES: Final = 8
 TAIL_BYTES: Final = BLOCK_ID_BYTES - HEAD_BYTES
@@ -64,22 +70,48 @@ def pack_record(place: Place, *, kind: int, body_bytes: int) -> bytes:
 GONE_RECORD: Final = RECORD.pack(0, 0, _GONE)
 
 
-GONE_FROM: Final = 0x80
-"""The last byte of a record is this or more if the block is gone: for loops that cannot afford a call."""
+_GONE_FROM: Final = 0x80
+"""The last byte of a record is this or more if the block is gone."""
 
 
 def is_gone(record: bytes) -> bool:
-    return record[-1] >= GONE_FROM
+    return record[-1] >= _GONE_FROM
 
 
-def places_of(found: dict[BlockId, bytes]) -> dict[BlockId, tuple[Place, int]]:
-    """Place and kind of blocks that are here: what a look-up asks for, a thousand at a time, and nothing more."""
-    unpack, new = RECORD.unpack, tuple.__new__
-    places: dict[BlockId, tuple[Place, int]] = {}
-    for block, record in found.items():
-        segment, offset, meta = unpack(record)
-        places[block] = new(Place, (segment, offset, meta & _SIZE_MASK)), meta >> _KIND_SHIFT & 0xFF
-    return places
+class Answer(NamedTuple):
+    """The newest record of each id of a look-up, in the order of the question: columns, because a loop over a thousand
+    ids costs more than finding them."""
+
+    known: npt.NDArray[np.bool_]
+    """Which have a record at all: it may say that the block is gone."""
+    records: Records
+    """Zeros where there is none."""
+
+    def here(self) -> npt.NDArray[np.bool_]:
+        here: npt.NDArray[np.bool_] = self.known & (self.records[:, -1] < _GONE_FROM)
+        return here
+
+    def by_id(self, ids: Sequence[BlockId]) -> dict[BlockId, bytes]:
+        """As a dictionary of records, those of gone blocks included."""
+        return {ids[at]: self.records[at].tobytes() for at in np.flatnonzero(self.known).tolist()}
+
+
+def no_answer(count: int) -> Answer:
+    return Answer(np.zeros(count, bool), np.zeros((count, RECORD.size), np.uint8))
+
+
+_place: Final = partial(tuple.__new__, Place)
+
+
+def places_of(ids: Sequence[BlockId], answer: Answer) -> dict[BlockId, tuple[Place, int]]:
+    """Place and kind of those that are here: what a look-up asks for, a thousand at a time, and nothing more."""
+    here = answer.here()
+    records = answer.records[here]
+    halves, meta = records.view("<u4"), records.view("<u8")[:, 1]
+    lengths = (meta & np.uint64(_SIZE_MASK)).tolist()
+    kinds = (meta >> np.uint64(_KIND_SHIFT) & np.uint64(0xFF)).tolist()
+    places = map(_place, zip(halves[:, 0].tolist(), halves[:, 1].tolist(), lengths, strict=True))
+    return dict(zip(compress(ids, here.tolist()), zip(places, kinds, strict=True), strict=True))
 
 
 def unpack_record(record: bytes) -> Entry | None:
@@ -130,6 +162,12 @@ def columns_of(rests: Rests) -> Columns:
         kind=low >> _KIND_SHIFT & 0xFF,
         gone=meta >= np.uint64(_GONE),
     )
+
+
+def columns_of_records(packed: bytes) -> tuple[npt.NDArray[np.uint32], Offsets, npt.NDArray[np.bool_]]:
+    """Segment and offset of joined records, and which are of gone blocks."""
+    halves, meta = np.frombuffer(packed, "<u4").reshape(-1, 4), np.frombuffer(packed, "<u8")[1::2]
+    return halves[:, 0], halves[:, 1], meta >= np.uint64(_GONE)
 
 
 def segments_in(rests: Rests) -> npt.NDArray[np.uint32]:

@@ -1,7 +1,7 @@
 """Looking through runs: for some ids, for all ids in order, for all rows in no order."""
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,13 @@ from replicator.store.ledger.rows import (
     HEAD_BYTES,
     REST_BYTES,
     TAIL_BYTES,
+    Answer,
     Heads,
     Rests,
     columns_of,
     heads_of,
     ids_of,
+    no_answer,
     sort_rows,
 )
 from replicator.store.ledger.run import Run
@@ -25,40 +27,50 @@ _SCAN_ROWS: Final = 65_536
 """Rows held at once when all are gone through: some 3 MiB."""
 
 
-def ask_runs(runs: Sequence[Run], ids: Sequence[BlockId], found: dict[BlockId, bytes]) -> None:
+def ask_runs(runs: Sequence[Run], ids: Sequence[BlockId]) -> Answer:
     """Search all ids in one run after the other; those that are found are asked for no more."""
-    heads = heads_of(b"".join(ids))
+    packed = b"".join(ids)
+    answer = no_answer(len(ids))
+    heads = heads_of(packed)
     left = np.argsort(heads)  # Which of `ids` are still looked for, in the order of their heads.
     heads = heads[left]
+    asked = _Asked(np.frombuffer(packed, np.uint8).reshape(-1, BLOCK_ID_BYTES)[:, HEAD_BYTES:], answer)
     base = [run for run in runs if run.level == LEVEL_BASE]
     for run in runs[: len(runs) - len(base)]:
-        stays = _ask_run(run, ids, heads, left, found)
+        stays = _ask_run(run, asked, heads, left)
         if stays is not None:
             heads, left = heads[stays], left[stays]
     if not base:
-        return
+        return answer
     # Each id can be in one part only.
     cuts = heads.searchsorted(np.array([part.first_head for part in base], np.uint64)).tolist()
     for part, start, end in zip(base, cuts, [*cuts[1:], len(heads)], strict=True):
         if start < end:
-            _ask_run(part, ids, heads[start:end], left[start:end], found)
+            _ask_run(part, asked, heads[start:end], left[start:end])
+    return answer
 
 
-def _ask_run(
-    run: Run, ids: Sequence[BlockId], heads: Heads, left: npt.NDArray[np.intp], found: dict[BlockId, bytes]
-) -> npt.NDArray[np.bool_] | None:
-    """Add what a run has of some ids. Returns which are still looked for; None for all."""
+class _Asked(NamedTuple):
+    """What is looked for, and what has been found of it."""
+
+    tails: npt.NDArray[np.uint8]
+    answer: Answer
+
+
+def _ask_run(run: Run, asked: _Asked, heads: Heads, left: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_] | None:
+    """Enter what a run has of some ids. Returns which are still looked for; None for all."""
     if not run.rows or not len(heads):
         return None
     at = run.heads.searchsorted(heads)
     hits = np.flatnonzero(run.heads[np.minimum(at, run.rows - 1)] == heads)
     if not len(hits):
         return None
-    asked = [ids[number] for number in left[hits].tolist()]
-    records = run.records(at[hits].tolist(), asked)
-    found.update((block, record) for block, record in zip(asked, records, strict=True) if record is not None)
+    numbers = left[hits]
+    found = run.records(at[hits], asked.tails[numbers])
+    numbers, records = numbers[found.known], found.records[found.known]
+    asked.answer.known[numbers], asked.answer.records[numbers] = True, records
     stays = np.ones(len(left), dtype=bool)
-    stays[hits[[record is not None for record in records]]] = False
+    stays[hits[found.known]] = False
     return stays
 
 

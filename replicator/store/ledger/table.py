@@ -16,8 +16,11 @@ runs together (`_view` is replaced whole), and never waits.
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Final, NamedTuple
+
+import numpy as np
 
 from protocol.ids import BLOCK_ID_BYTES, BlockId
 from replicator.core.errors import StoreError, StoreFull, StoreReadOnly
@@ -33,20 +36,15 @@ from replicator.store.ledger.manifest import (
     read_manifest,
     write_manifest,
 )
-from replicator.store.ledger.merge import (
-    HEAD_END,
-    LEVEL_BASE,
-    LEVEL_NEW,
-    Merge,
-    merged,
-    part_bounds,
-    plan_merge,
-)
+from replicator.store.ledger.merge import LEVEL_NEW
+from replicator.store.ledger.merger import Merger
 from replicator.store.ledger.rows import (
-    GONE_FROM,
     LOG_ROW_BYTES,
+    RECORD,
+    Answer,
     Heads,
     Rests,
+    no_answer,
     unpack_record,
 )
 from replicator.store.ledger.run import SUFFIX as RUN_SUFFIX
@@ -57,8 +55,6 @@ _LOGS_MAX: Final = 8
 """Each start begins a log. After so many the rows in them become a run, or they would pile up."""
 _OVERFULL: Final = 4
 """How many times `fresh_rows_max` may wait in memory while the disk is too full for a run."""
-_WAITING_RUNS_MAX: Final = 24
-"""New runs that may wait for a merge: whoever enters more waits too, so that look-ups stay quick."""
 
 
 class Row(NamedTuple):
@@ -76,10 +72,6 @@ class _View(NamedTuple):
     """In the order in which they are asked: newest first, the parts of the base last."""
 
 
-class _StopMerging(Exception):
-    """The table is being closed."""
-
-
 class BlockTable:
     """Rows by block id. Thread-safe: one writes at a time, readers do not wait."""
 
@@ -87,14 +79,11 @@ class BlockTable:
         """Open the table in `folder`, or make one. Raises `LedgerDamaged`, `StoreError`."""
         self._folder = folder
         self._fresh_rows_max = config.ledger_fresh_rows_max
-        self._part_rows_max = config.ledger_part_rows_max
-        self._runs_max = config.ledger_runs_max
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._merger: threading.Thread | None = None
-        self._is_closing = False
-        self.damage = ""
-        """What a merge found wrong, for whoever can have the ledger rebuilt."""
+        self.changed = threading.Condition(self._lock)
+        """Notified when other runs have taken the place of some."""
+        self.entered = 0
+        """How many batches of rows were entered since the table was opened."""
         # Sums and segments as the runs make them, without the rows that are in the logs only: a replay adds those.
         self._settled: tuple[Totals, dict[int, SegmentState]]
         folder.mkdir(exist_ok=True)
@@ -113,10 +102,11 @@ class BlockTable:
         self._old_logs = self._replay(found.first_log)
         self._log = Log(folder, self._take_number(above=max(self._old_logs, default=0)))
         self._write_manifest()
+        self._merger = Merger(self, config)
         with self._lock:
             if len(self._old_logs) >= _LOGS_MAX or len(self._view.fresh) >= self._fresh_rows_max:
                 self._try_flush()
-        self._merge_if_due()
+        self._merger.begin_if_due()
 
     # -- opening --------------------------------------------------------------------------
 
@@ -146,7 +136,7 @@ class BlockTable:
         for number in numbers:
             for batch in read_log(log_path(self._folder, number)):
                 rows = list(_rows_of(batch.rows))
-                self._apply(rows, batch.notes, before=self._records([row.block_id for row in rows]))
+                self._apply(rows, batch.notes, before=self.records([row.block_id for row in rows]))
         return numbers
 
     def _take_number(self, *, above: int = 0) -> int:
@@ -156,46 +146,53 @@ class BlockTable:
 
     # -- looking up -----------------------------------------------------------------------
 
-    def find(self, ids: Sequence[BlockId]) -> dict[BlockId, bytes]:
-        """The records of those that are here. Raises `StoreError` if the disk does not answer."""
-        return {block: record for block, record in self._records(ids).items() if record[-1] < GONE_FROM}
-
-    def _records(self, ids: Sequence[BlockId]) -> dict[BlockId, bytes]:
-        """The newest record of each id that has one, those of gone blocks included."""
+    def look_up(self, ids: Sequence[BlockId]) -> Answer:
+        """The newest record of each id that has one. Raises `StoreError` if the disk does not answer."""
         fresh, runs = self._view
-        found: dict[BlockId, bytes] = {}
-        rest: list[BlockId] = []
-        for block in ids:
-            record = fresh.get(block)
-            if record is None:
-                rest.append(block)
-            else:
-                found[block] = record
-        if rest and runs:
-            ask_runs(runs, rest, found)
-        return found
+        if not fresh:
+            return ask_runs(runs, ids)
+        waiting = list(map(fresh.get, ids))
+        known = np.array([record is not None for record in waiting], bool)
+        if not known.any():
+            return ask_runs(runs, ids)
+        answer = no_answer(len(ids))
+        answer.known[known] = True
+        answer.records[known] = np.frombuffer(b"".join(filter(None, waiting)), np.uint8).reshape(-1, RECORD.size)
+        if not known.all():
+            found = ask_runs(runs, list(compress(ids, (~known).tolist())))
+            answer.known[~known], answer.records[~known] = found
+        return answer
+
+    def records(self, ids: Sequence[BlockId]) -> dict[BlockId, bytes]:
+        """The same as a dictionary, records of gone blocks included."""
+        return self.look_up(ids).by_id(ids)
 
     # -- entering -------------------------------------------------------------------------
 
-    def put(self, rows: Sequence[Row], notes: Sequence[SegmentNote] = ()) -> None:
+    def put(
+        self, rows: Sequence[Row], notes: Sequence[SegmentNote] = (), *, before: dict[BlockId, bytes] | None = None
+    ) -> None:
         """Enter rows and notes, durably, all or none.
 
-        Raises `StoreFull`, `StoreReadOnly`, `StoreError`.
+        `before` is what `records` says of these ids, from a caller who has asked already and lets nobody else enter
+        rows meanwhile. Raises `StoreFull`, `StoreReadOnly`, `StoreError`.
         """
         with self._lock:
             if len(self._view.fresh) >= _OVERFULL * self._fresh_rows_max:
                 self._flush()
-            before = self._records([row.block_id for row in rows])
+            if before is None:
+                before = self.records([row.block_id for row in rows])
             self._log.append(Batch(b"".join([row.block_id + row.record for row in rows]), notes))
             self._apply(rows, notes, before=before)
             if len(self._view.fresh) >= self._fresh_rows_max:
                 self._try_flush()
-                self._merge_if_due()
-                self._wait_for_merger()
+                self._merger.begin_if_due()
+                self._merger.wait_for_room()
 
     def _apply(self, rows: Iterable[Row], notes: Iterable[SegmentNote], *, before: dict[BlockId, bytes]) -> None:
         """Take what is durable into memory. `before` has what was there, and is changed as rows follow each other."""
         fresh = self._view.fresh
+        self.entered += 1
         for block, record in rows:
             old = before.get(block)
             if old is not None:
@@ -282,7 +279,7 @@ class BlockTable:
             if isinstance(error, StoreReadOnly):
                 self._log.poison(error.message)
             raise
-        self._changed.notify_all()
+        self.changed.notify_all()
 
     def _manifest(self) -> Manifest:
         return Manifest(
@@ -297,100 +294,25 @@ class BlockTable:
     def _write_manifest(self) -> None:
         write_manifest(self._manifest_path, self._manifest())
 
-    # -- merging --------------------------------------------------------------------------
+    # -- what the merger needs ------------------------------------------------------------
 
-    def _merge_if_due(self) -> None:
+    def new_run_path(self) -> Path:
+        """Where the next run goes."""
         with self._lock:
-            is_running = self._merger is not None and self._merger.is_alive()
-            if (
-                is_running
-                or self._is_closing
-                or self.damage
-                or plan_merge(self._view.runs, runs_max=self._runs_max) is None
-            ):
-                return
-            self._merger = threading.Thread(target=self._merge_all, name="ledger-merge", daemon=True)
-            self._merger.start()
+            return self._run_path(self._take_number())
 
-    def _wait_for_merger(self) -> None:
-        """So that runs do not pile up faster than they are merged."""
+    def use_runs(self, runs: tuple[Run, ...]) -> None:
+        """Other runs with the same rows. For whoever holds `changed`. Raises what writing the manifest raises."""
+        self._replace_runs(runs, fresh=self._view.fresh, first_log=self._first_log)
 
-        def has_caught_up() -> bool:
-            waiting = sum(1 for run in self._view.runs if run.level == LEVEL_NEW)
-            return waiting < _WAITING_RUNS_MAX or self._merger is None or not self._merger.is_alive()
-
-        while not has_caught_up():
-            self._changed.wait(1.0)
-
-    def _merge_all(self) -> None:
-        """In a thread of its own, which ends when there is nothing to merge."""
-        try:
-            while not self._is_closing and (plan := plan_merge(self._view.runs, runs_max=self._runs_max)) is not None:
-                self._merge(plan)
-        except _StopMerging:
-            return
-        except LedgerDamaged as error:
-            self.damage = error.message
-            get_logger().error("ledger.damaged", found=error.message, then="rebuild it from the segments")
-        except StoreError as error:
-            get_logger().warning("ledger.merge_waits", error=error.message)
-
-    def _merge(self, plan: Merge) -> None:
-        if plan.level != LEVEL_BASE:
-            self._merge_range(plan, None, first=0, end=HEAD_END)
-            self._drop(plan.sources)
-            return
-        starts = [part.first_head for part in plan.base] or [0]
-        assert starts[0] == 0, "the base begins at the first head"
-        parts: Sequence[Run | None] = plan.base or (None,)
-        for part, first, end in zip(parts, starts, [*starts[1:], HEAD_END], strict=True):
-            self._merge_range(plan, part, first=first, end=end)
-        self._drop(plan.sources)
-
-    def _merge_range(self, plan: Merge, part: Run | None, *, first: int, end: int) -> None:
-        """Write what `plan` makes of a range of heads, and put it in the place of `part` of the base."""
-        is_base = plan.level == LEVEL_BASE
-        sources = plan.sources if part is None else (*plan.sources, part)
-        bounds = part_bounds(sources, first=first, end=end, rows_max=self._part_rows_max) if is_base else [(first, end)]
-        made: list[Run] = []
-        try:
-            for low, high in bounds:
-                with self._lock:
-                    path = self._run_path(self._take_number())
-                write_run(path, merged(sources, first=low, end=high, drop_gone=is_base, go_on=self._go_on))
-                made.append(Run(path, level=plan.level, first_head=low))
-        except (StoreError, _StopMerging, LedgerDamaged):
-            for run in made:
-                run.path.unlink(missing_ok=True)
-            raise
-        with self._lock:
-            self._put_in_place(made, part)
-        if part is not None:
-            part.path.unlink(missing_ok=True)
-
-    def _put_in_place(self, made: list[Run], part: Run | None) -> None:
-        kept = [run for run in self._view.runs if run is not part]
-        both = sorted([*kept, *made], key=_asked)
-        self._replace_runs(tuple(both), fresh=self._view.fresh, first_log=self._first_log)
-
-    def _drop(self, sources: Sequence[Run]) -> None:
-        """What has been merged is asked no more, and then deleted."""
-        with self._lock:
-            runs = tuple(run for run in self._view.runs if run not in sources)
-            self._replace_runs(runs, fresh=self._view.fresh, first_log=self._first_log)
-        for run in sources:
-            run.path.unlink(missing_ok=True)
-
-    def _go_on(self) -> None:
-        if self._is_closing:
-            raise _StopMerging
+    @property
+    def damage(self) -> str:
+        """What a merge found wrong, for whoever can have the ledger rebuilt."""
+        return self._merger.damage
 
     def wait_merged(self) -> None:
         """Until nothing is left to be merged: for measurements, and before a copy is made."""
-        self._merge_if_due()
-        merger = self._merger
-        if merger is not None:
-            merger.join()
+        self._merger.wait()
 
     # -- reading it all -------------------------------------------------------------------
 
@@ -425,9 +347,7 @@ class BlockTable:
                 yield ""
 
     def stop_merging(self) -> None:
-        self._is_closing = True
-        if self._merger is not None:
-            self._merger.join()
+        self._merger.stop()
 
     def close(self) -> None:
         self.stop_merging()
@@ -444,8 +364,3 @@ def _rows_of(packed: bytes) -> Iterator[Row]:
     for at in range(0, len(packed), LOG_ROW_BYTES):
         middle = at + BLOCK_ID_BYTES
         yield Row(BlockId(packed[at:middle]), packed[middle : at + LOG_ROW_BYTES])
-
-
-def _asked(run: Run) -> tuple[int, int, int]:
-    """The order of look-ups: levels, in a level the newest first, the parts of the base by their heads."""
-    return (run.level, run.first_head if run.level == LEVEL_BASE else 0, -run.number)

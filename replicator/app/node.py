@@ -172,6 +172,7 @@ class LivingNode:
             holders=self._holders,
             on_received=self._received,
             on_settled=self._settled,
+            wake_orphans=lambda: self.workers.wake("orphans"),
         )
         book.on_proven = relations.neighbours.recognise
         self.history = base.open_history()
@@ -193,6 +194,7 @@ class LivingNode:
             Mending(healer, parts.store, self.mesh.connected),
             Pacekeeping(relations.pace),
             relations.pulls,
+            relations.orphans,
             keys,
             self._standing,
             Comparing(self._standing, site_id=parts.site_id, catalog=catalog, jobs=self.jobs, clock=parts.clock),

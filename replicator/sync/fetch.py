@@ -253,18 +253,25 @@ class Fetcher:
         self.counts.body_bytes += body_bytes
 
     def _prove_and_append(self, runs: list[bytes], request: Request) -> tuple[int, int, int]:
-        """In a worker thread: open every block, check that it is one that we asked for, and write it."""
+        """In a worker thread: open every block, check that it is one that we asked for, and write it.
+
+        Only what is written is no longer waited for: a source may lie in the middle, and what came before is asked
+        of others again.
+        """
         blocks: list[SealedBlock] = []
+        come: set[BlockId] = set()
         body_bytes = 0
         for run in runs:
             view, at = memoryview(run), 0
             while at < len(view):
                 header, body = unseal(view, at)
-                if header.block_id not in request.waiting:
+                if header.block_id in come or header.block_id not in request.waiting:
                     raise BadBlock(f"{request.source.link.name} sent a block that nobody asked for")
-                request.waiting.discard(header.block_id)
+                come.add(header.block_id)
                 body_bytes += len(body)
                 end = at + header.sealed_bytes
                 blocks.append(SealedBlock(header, view[at:end]))
                 at = end
-        return len(blocks), self._store.append(self._lease, blocks), body_bytes
+        new = self._store.append(self._lease, blocks)
+        request.waiting.difference_update(come)
+        return len(blocks), new, body_bytes

@@ -12,6 +12,7 @@ import trio
 from protocol.ids import BlockId
 from replicator.catalog.model import Snapshot, Volume
 from replicator.core.errors import PeerError
+from replicator.store.ports import SealedRuns
 from replicator.sync.orphans import Orphans
 from tests.support.nodes import Node, Site, become_peers, eventually, open_site, running, started, trust, wait_until
 from tests.support.proxy import Proxy, Weather, a_proxy
@@ -169,17 +170,21 @@ async def test_nothing_more_is_fetched_for_a_site_that_is_no_peer_any_more(tmp_p
         assert not mesh.new.holds(mesh.second) and not orphans._waiting
 
 
-async def test_a_further_source_that_lies_is_dropped_and_the_receive_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("true_ones", [0, 3])
+async def test_a_further_source_that_lies_is_dropped_and_the_receive_goes_on(tmp_path: Path, true_ones: int) -> None:
+    """Also if it lies in the middle: what it said before the lie in the same breath was not kept, and is asked for."""
     async with a_mesh(tmp_path) as mesh:
         store, wrong = mesh.one.store, next(iter(mesh.one.block_ids()))
         honest = store.read_sealed
 
-        def lie(ids: list[BlockId]) -> object:
-            return honest([wrong] * len(ids))
+        def lie(ids: list[BlockId]) -> SealedRuns:
+            runs = [*honest(ids[:true_ones]).runs, *honest([wrong]).runs]
+            return SealedRuns(runs=[b"".join(runs)], blocks_count=true_ones + 1)
 
         store.read_sealed = lie  # type: ignore[method-assign, assignment]
         done = await mesh.home.send(mesh.second, mesh.new)
         assert mesh.new.holds(mesh.second) and done.report.blocks_received_twice == 0
+        assert mesh.new.block_ids() == mesh.home.block_ids()
 
 
 @pytest.mark.slow

@@ -208,6 +208,7 @@ class LivingNode:
             workers=self.workers,
             started_ns=parts.clock.now_ns(),
             version=__version__,
+            standing=self._standing,
             pulls=relations.pulls,
         )
         self.view = NodeView(

@@ -30,7 +30,7 @@ from replicator.app.relations import Pacekeeping, load_rules, make_relations
 from replicator.app.upkeep import Ballasting, Collecting, Comparing, Mending, Scrubbing
 from replicator.catalog.model import Snapshot
 from replicator.core.logging import get_logger
-from replicator.core.memory import keep_freed_memory
+from replicator.core.memory import keep_freed_memory, settle_heap
 from replicator.core.workers import Worker, WorkerRunner
 from replicator.jobs.kinds import job_kinds
 from replicator.jobs.parts import Parts
@@ -123,6 +123,7 @@ async def _run_process(node: "LivingNode", api: ApiServer, on_ready: Callable[[s
             await nursery.start(node.serve, listener)
             nursery.start_soon(partial(api.run, shutdown=stop.wait))
             get_logger().info("node.up", site=node.parts.site_name, address=node.mesh.address)
+            settle_heap()
             notify_systemd("READY=1")
             on_ready(node.mesh.address, api.http_address)
             await stop.wait()

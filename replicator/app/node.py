@@ -30,7 +30,7 @@ from replicator.app.relations import Pacekeeping, load_rules, make_relations
 from replicator.app.upkeep import Ballasting, Collecting, Comparing, Mending, Scrubbing, WatchingClock
 from replicator.catalog.model import Snapshot
 from replicator.core.logging import get_logger
-from replicator.core.memory import keep_freed_memory
+from replicator.core.memory import keep_freed_memory, settle_heap
 from replicator.core.workers import Worker, WorkerRunner
 from replicator.jobs.kinds import job_kinds
 from replicator.jobs.parts import Parts
@@ -124,6 +124,7 @@ async def _run_process(node: "LivingNode", api: ApiServer, on_ready: Callable[[s
             await nursery.start(node.serve, listener)
             nursery.start_soon(partial(api.run, shutdown=stop.wait))
             get_logger().info("node.up", site=node.parts.site_name, address=node.mesh.address)
+            settle_heap()
             notify_systemd("READY=1")
             on_ready(node.mesh.address, api.http_address)
             await stop.wait()
@@ -173,6 +174,7 @@ class LivingNode:
             holders=self._holders,
             on_received=self._received,
             on_settled=self._settled,
+            wake_orphans=lambda: self.workers.wake("orphans"),
         )
         book.on_proven = relations.neighbours.recognise
         self.history = base.open_history()
@@ -194,6 +196,7 @@ class LivingNode:
             Mending(healer, parts.store, self.mesh.connected),
             Pacekeeping(relations.pace),
             relations.pulls,
+            relations.orphans,
             keys,
             self._standing,
             Comparing(self._standing, site_id=parts.site_id, catalog=catalog, jobs=self.jobs, clock=parts.clock),
@@ -208,6 +211,7 @@ class LivingNode:
             workers=self.workers,
             started_ns=parts.clock.now_ns(),
             version=__version__,
+            standing=self._standing,
             pulls=relations.pulls,
         )
         self.view = NodeView(

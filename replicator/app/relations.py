@@ -23,6 +23,7 @@ from replicator.repair.guardian import Guardian
 from replicator.store.ports import Fault
 from replicator.sync.incoming import Incoming, PaceKeeper
 from replicator.sync.neighbours import Neighbours
+from replicator.sync.orphans import Orphans
 from replicator.sync.policy import Policy
 from replicator.sync.receive import Receiver, ReceiverPorts
 from replicator.sync.serve import Server
@@ -35,6 +36,7 @@ class Relations:
 
     receiver: Receiver
     pace: PaceKeeper
+    orphans: Orphans
     neighbours: Neighbours
     policy: Policy
     syncs: SyncJobs
@@ -50,6 +52,7 @@ def make_relations(
     holders: Callable[[VolumeId], Sequence[Link]],
     on_received: Callable[[Snapshot, SiteId], None],
     on_settled: Callable[[bytes], None],
+    wake_orphans: Callable[[], None],
 ) -> Relations:
     """Make them, load the rules of this node, and register which questions of peers are answered, and by whom."""
     receiver = Receiver(
@@ -66,9 +69,11 @@ def make_relations(
         )
     )
     pace = PaceKeeper(mesh.pacing, links=mesh.connected, clock=parts.clock)
+    orphans = Orphans(receiver, catalog=parts.catalog, link_to=mesh.link_to, wake=wake_orphans)
     relations = Relations(
         receiver=receiver,
         pace=pace,
+        orphans=orphans,
         neighbours=Neighbours(
             catalog=parts.catalog,
             site_id=parts.site_id,
@@ -79,7 +84,7 @@ def make_relations(
             clock=parts.clock,
         ),
         policy=Policy(parts.catalog),
-        syncs=SyncJobs(parts, Receiving(receiver, pace)),
+        syncs=SyncJobs(parts, Receiving(receiver, pace, orphans)),
         pulls=Pulls(catalog=parts.catalog, mesh=mesh, clock=parts.clock, wake_scheduler=parts.wake_scheduler),
     )
     load_rules(parts, mesh)
@@ -103,6 +108,7 @@ def _answer_peers(
         store=parts.store,
         offload=parts.offload,
         pace=relations.pace,
+        orphans=relations.orphans,
         on_settled=on_settled,
     )
     server = Server(store=parts.store, catalog=parts.catalog, reader=parts.reader, offload=parts.offload, heal=heal)

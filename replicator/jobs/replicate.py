@@ -29,6 +29,7 @@ from replicator.net.link import Link
 from replicator.net.pacing import IN, OUT
 from replicator.sync.incoming import PaceKeeper
 from replicator.sync.offer import Offered, Wishes, offer
+from replicator.sync.orphans import Orphans
 from replicator.sync.plan import SyncPlan
 from replicator.sync.pull import Pulled, Remote, list_remote, plan_pull, pull
 from replicator.sync.receive import Receiver
@@ -46,6 +47,7 @@ class Receiving:
 
     receiver: Receiver
     pace: PaceKeeper
+    orphans: Orphans
 
 
 class SyncJobs:
@@ -200,6 +202,7 @@ class SyncJobs:
                     item,
                     receiver=self._receiving.receiver,
                     pace=self._receiving.pace,
+                    orphans=self._receiving.orphans,
                     job=context.job_id,
                     on_progress=show,
                 )

@@ -16,7 +16,7 @@ from replicator.jobs.parts import Parts
 from replicator.jobs.pruning import prune_volume
 from replicator.jobs.runner import JobContext
 from replicator.store.ports import Lease
-from replicator.sync.receive import publish_snapshot, store_record
+from replicator.sync.publish import publish_snapshot, store_record
 
 _LISTED_MAX = 50
 

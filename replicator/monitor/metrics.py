@@ -25,6 +25,7 @@ class StatusCollector(Collector):
         yield from _store(page["store"])
         yield from _scrub(page["scrub"])
         yield from _peers(page["peers"])
+        yield from _standing(page["standing"])
         yield from _volumes(page["volumes"])
         yield from _syncs(page["syncs"])
         yield _one("up_seconds", "Seconds since the node started.", page["up_s"])
@@ -102,14 +103,28 @@ def _peers(peers: list[dict[str, Any]]) -> Iterable[Metric]:
     return [linked, seen, trip]
 
 
+def _standing(standing: dict[str, Any]) -> Iterable[Metric]:
+    yield _one("standing_scopes", "Volumes whose roots travel with heartbeats, and one for holes.", standing["scopes"])
+    same = _family("peer_holds_the_same", "1 if the peer's roots were ours when it was last heard.", ["peer"])
+    heard = _family("peer_roots_heard_seconds", "Since the peer last told its roots.", ["peer"])
+    for peer in standing["peers"]:
+        same.add_metric([peer["peer"]], int(peer["is_same"]))
+        heard.add_metric([peer["peer"]], peer["heard_s"])
+    yield from (same, heard)
+
+
 def _volumes(volumes: list[dict[str, Any]]) -> Iterable[Metric]:
     count = _family("volume_snapshots", "Snapshots here.", ["volume", "origin", "volume_id"])
     age = _family("volume_newest_age_seconds", "Age of the newest snapshot here.", ["volume", "origin", "volume_id"])
+    classes = _family(
+        "volume_classes", "Groups of sites that hold the same of it; 1 is agreement.", ["volume", "origin", "volume_id"]
+    )
     success = _family("protection_last_success_seconds", "Since the last good scheduled snapshot.", ["volume"])
     due = _family("protection_next_run_seconds", "Until the next scheduled snapshot.", ["volume"])
     for volume in volumes:
         labels = [volume["name"], volume["origin"], volume["volume_id"][:8]]
         count.add_metric(labels, volume["snapshots"])
+        classes.add_metric(labels, len(volume["classes"]))
         if volume["newest_age_s"] is not None:
             age.add_metric(labels, volume["newest_age_s"])
         promise = volume["protection"]
@@ -117,7 +132,7 @@ def _volumes(volumes: list[dict[str, Any]]) -> Iterable[Metric]:
             due.add_metric([volume["name"]], promise["next_run_s"])
             if promise["last_success_s"] is not None:
                 success.add_metric([volume["name"]], promise["last_success_s"])
-    return [count, age, success, due]
+    return [count, age, classes, success, due]
 
 
 def _syncs(syncs: list[dict[str, Any]]) -> Iterable[Metric]:

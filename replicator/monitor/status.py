@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from protocol.ids import SiteId
-from replicator.catalog.model import Protection, Volume
+from replicator.catalog.model import Protection
 from replicator.core.workers import WorkerRunner
 from replicator.jobs.due import Receipts
 from replicator.jobs.parts import Parts
@@ -15,8 +15,10 @@ from replicator.jobs.pulls import Pulls
 from replicator.jobs.runner import JobRunner, JobView
 from replicator.monitor.alerts import find_alerts
 from replicator.monitor.scrub import scrub_page
+from replicator.monitor.standing import classes_page, standing_page
 from replicator.monitor.syncs import SyncSources, describe_sync
 from replicator.net.mesh import Mesh
+from replicator.sync.standing import Standing
 
 _RECENT_REPAIRS = 20
 
@@ -31,7 +33,11 @@ class StatusSources:
     workers: WorkerRunner
     started_ns: int
     version: str
+    standing: Standing
     pulls: Pulls | None = None
+
+    def name_of(self, site: SiteId) -> str:
+        return self.parts.site_name if site == self.parts.site_id else self.parts.catalog.peers.name_of(site)
 
 
 def node_status(sources: StatusSources) -> dict[str, Any]:
@@ -41,6 +47,7 @@ def node_status(sources: StatusSources) -> dict[str, Any]:
     syncs = SyncSources(parts, sources.mesh, sources.jobs, sources.pulls)
     receipts = parts.catalog.receipts()
     trouble = sources.jobs.trouble
+    members = {parts.site_id, *(peer.site_id for peer in parts.catalog.peers.all())}
     alerts = find_alerts(parts, sources.mesh, started_ns=sources.started_ns, jobs_trouble=trouble)
     return {
         "site": parts.site_name,
@@ -51,7 +58,8 @@ def node_status(sources: StatusSources) -> dict[str, Any]:
         "health": "alert" if alerts else "well",
         "alerts": [asdict(alert) for alert in alerts],
         "peers": _peers(sources, now),
-        "volumes": _volumes(sources, now, receipts),
+        "volumes": _volumes(sources, now, receipts, members),
+        "standing": standing_page(sources.standing, name_of=sources.name_of, may_show=members),
         "syncs": [describe_sync(syncs, sync, now, receipts) for sync in parts.catalog.syncs()],
         "jobs": [describe_job(view) for view in sources.jobs.running()],
         "store": _store(parts, now),
@@ -94,7 +102,7 @@ def _peers(sources: StatusSources, now: int) -> list[dict[str, Any]]:
     return page
 
 
-def _volumes(sources: StatusSources, now: int, receipts: Receipts) -> list[dict[str, Any]]:
+def _volumes(sources: StatusSources, now: int, receipts: Receipts, members: set[SiteId]) -> list[dict[str, Any]]:
     catalog = sources.parts.catalog
     promises = {one.volume_id: one for one in catalog.protections()}
     held_by: dict[bytes, list[SiteId]] = {}
@@ -104,12 +112,13 @@ def _volumes(sources: StatusSources, now: int, receipts: Receipts) -> list[dict[
     for volume in catalog.volumes():
         snapshots = catalog.snapshots(volume.volume_id)
         newest = snapshots[-1] if snapshots else None
+        classes = classes_page(sources.standing, volume.volume_id, name_of=sources.name_of, may_show=members)
         page.append(
             {
                 "name": volume.name,
                 "volume_id": volume.volume_id.hex(),
                 "kind": volume.kind,
-                "origin": _site_name(sources, volume),
+                "origin": sources.name_of(volume.origin),
                 "path": None if volume.path is None else volume.path.decode(errors="backslashreplace"),
                 "snapshots": len(snapshots),
                 "newest": None if newest is None else newest.snapshot_id.hex(),
@@ -120,14 +129,11 @@ def _volumes(sources: StatusSources, now: int, receipts: Receipts) -> list[dict[
                     catalog.peers.name_of(site)
                     for site in (() if newest is None else held_by.get(newest.snapshot_id, ()))
                 ),
+                "classes": classes,
+                "sessions_needed": max(0, len(classes) - 1),
             }
         )
     return page
-
-
-def _site_name(sources: StatusSources, volume: Volume) -> str:
-    parts = sources.parts
-    return parts.site_name if volume.origin == parts.site_id else parts.catalog.peers.name_of(volume.origin)
 
 
 def _promise(promise: Protection | None, now: int) -> dict[str, Any] | None:

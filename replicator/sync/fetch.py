@@ -1,7 +1,8 @@
 """Fetching missing blocks: several requests under way, each answer proven and stored in batches.
 
 Blocks may come from several sites at once (`sources.py`): whoever offers a snapshot has all of
-it, others that hold that volume have most of it, and no block is believed unproven anyway.
+it, others that hold that volume have most of it, and no block is believed unproven anyway. A source that fails or
+lies is dropped, and the others go on; only the sender's failure is the receive's.
 
 A request names a few hundred blocks; the sender answers in its own disk order. While one
 batch is hashed and written by a worker thread, the next ones are on the wire, so the link,
@@ -19,17 +20,18 @@ from typing import Final
 
 import trio
 
-from protocol.errors import BadBlock, Unexpected
+from protocol.errors import BadBlock, ProtocolError, Unexpected
 from protocol.ids import BlockId, split_ids
 from protocol.messages.blocks import BlocksSent, WantBlocks
 from protocol.wire.envelope import unseal
 from protocol.wire.frames import Lane
 from replicator.core.errors import BlockMissing, PeerError
+from replicator.core.logging import get_logger
 from replicator.core.nursery import open_work_nursery
 from replicator.core.ports import Offload
 from replicator.net.link import Link
 from replicator.store.ports import BlockStore, Lease, SealedBlock
-from replicator.sync.sources import STEAL_AGE_S, STRIKES_MAX, Batch, Request, Source, Sources
+from replicator.sync.sources import STEAL_AGE_S, Batch, Request, Source, Sources
 
 REQUESTS: Final = 6
 REQUESTS_SHARED: Final = 4
@@ -58,7 +60,7 @@ class Fetcher:
 
     def __init__(
         self,
-        link: Link,
+        sender: Link | None,
         *,
         others: Sequence[Link],
         store: BlockStore,
@@ -66,13 +68,13 @@ class Fetcher:
         offload: Offload,
         lane: Lane,
     ) -> None:
-        self._link = link
+        self._sender = sender
         self._store = store
         self._lease = lease
         self._offload = offload
         self._lane = lane
-        self.sources = Sources(link, others)
-        self._is_shared = bool(others)
+        self.sources = Sources(sender, others)
+        self._is_shared = len(self.sources.all) > 1
         self._queued: list[BlockId] = []
         self._under_way: set[BlockId] = set()
         self._idle = trio.Event()
@@ -110,19 +112,37 @@ class Fetcher:
 
         Raises `BlockMissing` if the sender does not have it either.
         """
-        if self._queued:
-            batch, self._queued = self._queued, []
-            await self._hand_out(batch)
+        await self._hand_out_rest()
         self.sources.is_whole = True
         while self._open_batches:
             self._idle = trio.Event()
             await self._idle.wait()
         self.sources.is_whole = False
-        if self.missing_there:
-            raise BlockMissing(
-                self.missing_there[0],
-                hint=f"{self._link.name} lacks {len(self.missing_there)} blocks of what it offers: repair it first.",
-            )
+        self._check_none_is_missing()
+
+    async def bring(self, ids: Sequence[BlockId]) -> None:
+        """Fetch those of `ids` that are not here, and wait for these, whatever else is under way. As `drain` raises."""
+        await self.want(ids)
+        await self._hand_out_rest()
+        while not self._under_way.isdisjoint(ids):
+            self._check_none_is_missing()
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+    async def _hand_out_rest(self) -> None:
+        if self._queued:
+            batch, self._queued = self._queued, []
+            await self._hand_out(batch)
+
+    def _check_none_is_missing(self) -> None:
+        if not self.missing_there:
+            return
+        count = len(self.missing_there)
+        if self._sender is None:
+            hint = f"None of the sites that are left has {count} blocks of it: it needs the one that offered it."
+        else:
+            hint = f"{self._sender.name} lacks {count} blocks of what it offers: repair it first."
+        raise BlockMissing(self.missing_there[0], hint=hint)
 
     async def run(self) -> None:
         """Keep requests under way at every source until cancelled."""
@@ -151,12 +171,16 @@ class Fetcher:
                 continue
             try:
                 await self._fetch(source, batch)
-            except PeerError:
+            except (PeerError, ProtocolError) as error:
                 # Whoever offered is gone, and its offer with it. Any other source is replaced by those that are left.
-                if source.is_sender:
-                    raise
                 source.is_over = True
+                if source.is_sender or not self.sources.live:
+                    raise
+                get_logger().warning("source.dropped", peer=source.link.name, error=str(error))
             self._open_batches -= 1
+            for batch in self.sources.hopeless():
+                self.missing_there += batch.ids
+                self._open_batches -= 1
             self.sources.wake()
             self._idle.set()
 
@@ -179,8 +203,7 @@ class Fetcher:
                 else:
                     self._put(Batch(lacked, batch.lacked_by | {source.site}))
         source.strikes += request.is_silent
-        if source.is_useless() or (source.strikes >= STRIKES_MAX and not source.is_sender):
-            source.is_over = True
+        self.sources.retire_if_useless(source)
         if self._since_commit >= _COMMIT_BYTES:
             self._since_commit = 0
             await self._offload.run(partial(self._store.commit, self._lease, keep_cached=False))
@@ -201,7 +224,7 @@ class Fetcher:
                         request.source.note_bytes(len(item))
                         if size >= _STORE_BYTES:
                             some, runs, size = runs, [], 0
-                            await self._keep(some, waiting)
+                            await self._keep(some, request)
                     elif isinstance(item, BlocksSent):
                         lacked += [block for block in split_ids(item.missing) if block in waiting]
                         waiting.difference_update(lacked)
@@ -212,16 +235,16 @@ class Fetcher:
                 # The link was cut, here or under another request. What has arrived need not be sent again.
                 runs += stream.arrived_blocks()
                 with trio.CancelScope(shield=True):
-                    await self._keep(runs, waiting)
+                    await self._keep(runs, request)
                 raise
-        await self._keep(runs, waiting)
+        await self._keep(runs, request)
         if waiting:
             raise PeerError(f"{request.source.link.name} did not answer for {len(waiting)} blocks.", hint="Try again.")
 
-    async def _keep(self, runs: list[bytes], waiting: set[BlockId]) -> None:
+    async def _keep(self, runs: list[bytes], request: Request) -> None:
         if not runs:
             return
-        blocks, new, body_bytes = await self._offload.run(self._prove_and_append, runs, waiting)
+        blocks, new, body_bytes = await self._offload.run(self._prove_and_append, runs, request)
         sealed = sum(map(len, runs))
         self._since_commit += sealed
         self.counts.received += blocks
@@ -229,19 +252,26 @@ class Fetcher:
         self.counts.sealed_bytes += sealed
         self.counts.body_bytes += body_bytes
 
-    def _prove_and_append(self, runs: list[bytes], waiting: set[BlockId]) -> tuple[int, int, int]:
-        """In a worker thread: open every block, check that it is one that we asked for, and write it."""
+    def _prove_and_append(self, runs: list[bytes], request: Request) -> tuple[int, int, int]:
+        """In a worker thread: open every block, check that it is one that we asked for, and write it.
+
+        Only what is written is no longer waited for: a source may lie in the middle, and what came before is asked
+        of others again.
+        """
         blocks: list[SealedBlock] = []
+        come: set[BlockId] = set()
         body_bytes = 0
         for run in runs:
             view, at = memoryview(run), 0
             while at < len(view):
                 header, body = unseal(view, at)
-                if header.block_id not in waiting:
-                    raise BadBlock(f"{self._link.name} sent a block that nobody asked for")
-                waiting.discard(header.block_id)
+                if header.block_id in come or header.block_id not in request.waiting:
+                    raise BadBlock(f"{request.source.link.name} sent a block that nobody asked for")
+                come.add(header.block_id)
                 body_bytes += len(body)
                 end = at + header.sealed_bytes
                 blocks.append(SealedBlock(header, view[at:end]))
                 at = end
-        return len(blocks), self._store.append(self._lease, blocks), body_bytes
+        new = self._store.append(self._lease, blocks)
+        request.waiting.difference_update(come)
+        return len(blocks), new, body_bytes

@@ -2,7 +2,7 @@
 
 The receiving itself is `sync/receive.py`. Here is what surrounds it: who sends to us just now
 (so that they share our bandwidth), what the sender would like of its copies, and what it may
-know beforehand.
+know beforehand. An offer ends with its link; the receive need not (`orphans.py`).
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from protocol.errors import ProtocolError
 from protocol.ids import SiteId, split_ids
 from protocol.messages.mesh import HandReceipt, Noted, OfferCopy, PaceNotice, ProbeAnswer, ProbeBlocks
 from protocol.messages.registry import Message, encode
@@ -18,12 +19,13 @@ from protocol.messages.snapshots import OfferSnapshot, Receipt
 from protocol.wire.frames import Lane
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.records import open_record
-from replicator.core.errors import PeerError
+from replicator.core.errors import PeerError, ReplicatorError, Unreachable
 from replicator.core.logging import get_logger
 from replicator.core.ports import Offload, WallClock
 from replicator.net.link import Link, Stream
 from replicator.net.pacing import Pacing, Told, links_to_tell
 from replicator.store.ports import BlockStore
+from replicator.sync.orphans import Orphans
 from replicator.sync.receipts import check_receipt
 from replicator.sync.receive import Receiver
 
@@ -96,6 +98,7 @@ class Incoming:
         store: BlockStore,
         offload: Offload,
         pace: PaceKeeper,
+        orphans: Orphans,
         on_settled: Callable[[bytes], None],
     ) -> None:
         self._receiver = receiver
@@ -103,34 +106,56 @@ class Incoming:
         self._store = store
         self._offload = offload
         self._pace = pace
+        self._orphans = orphans
         self._on_settled = on_settled
         """Told of a volume of which a copy has come and been signed for: only now may the keep rule let go of one."""
 
     async def offered(self, stream: Stream, request: Message) -> None:
         """Answer an `OfferSnapshot`."""
         assert isinstance(request, OfferSnapshot)
-        await self._receive(stream, request)
-        self._on_settled(open_record(request.record).volume_id)
-
-    async def _receive(self, stream: Stream, request: OfferSnapshot) -> None:
-        async with self._pace.receiving(stream.peer):
-            await self._receiver.offered(stream, request)
+        volume = open_record(request.record).volume_id
+        await self._receive(stream, request, lambda: self._on_settled(volume))
 
     async def copy_offered(self, stream: Stream, request: Message) -> None:
         """Answer an `OfferCopy`: the same, and then the wish is considered."""
         assert isinstance(request, OfferCopy)
         plain = OfferSnapshot(record=request.record, every_s=request.every_s, job=request.job)
-        await self._receive(stream, plain)
-        record = open_record(request.record)
+        await self._receive(stream, plain, lambda: self._consider(request, stream.peer))
+
+    def _consider(self, request: OfferCopy, peer: SiteId) -> None:
+        volume = open_record(request.record).volume_id
         self._catalog.note_wish(
-            record.volume_id,
-            peer=stream.peer,
+            volume,
+            peer=peer,
             keep=request.keep,
             prefix=request.prefix,
             is_passive=request.is_passive,
-            may_retain="retain" in self._catalog.peers.rights_of(stream.peer).may,
+            may_retain="retain" in self._catalog.peers.rights_of(peer).may,
         )
-        self._on_settled(record.volume_id)
+        self._on_settled(volume)
+
+    async def _receive(self, stream: Stream, request: OfferSnapshot, settle: Callable[[], None]) -> None:
+        record, peer = open_record(request.record), stream.peer
+        self._orphans.give_way(record.snapshot_id)
+        is_lost = True  # Unless we learn better: what cancels an answer is the end of its link, and that is no error.
+        try:
+            async with self._pace.receiving(peer):
+                await self._receiver.offered(stream, request)
+            is_lost = False
+        except (ReplicatorError, ProtocolError, OSError) as error:
+            is_lost = isinstance(error, Unreachable)
+            raise
+        finally:
+            if is_lost:
+                self._orphans.note(
+                    request.record, offerer=peer, job=request.job, settle=lambda: self._finish(request, peer, settle)
+                )
+        settle()
+
+    def _finish(self, request: OfferSnapshot, peer: SiteId, settle: Callable[[], None]) -> None:
+        """What an answered offer would have done as well, done without the one who made it."""
+        self._catalog.expect(open_record(request.record).volume_id, peer, every_s=request.every_s)
+        settle()
 
     async def receipt_handed(self, stream: Stream, request: Message) -> None:
         """Answer a `HandReceipt`: a peer has fetched something, and now proves that it holds it."""

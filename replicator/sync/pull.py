@@ -12,14 +12,15 @@ import trio
 
 from protocol.errors import Unexpected
 from protocol.ids import SiteId
-from protocol.messages.mesh import HandReceipt
 from protocol.messages.registry import Message
 from protocol.messages.snapshots import ListSnapshots, SnapshotList, SyncProgress, SyncReport
 from protocol.wire.frames import Lane
 from replicator.catalog.records import SnapshotRecord, open_record
 from replicator.catalog.terms import SyncTerms
+from replicator.core.errors import Stalled, Unreachable
 from replicator.net.link import Link
 from replicator.sync.incoming import PaceKeeper
+from replicator.sync.orphans import Orphans, hand_receipt
 from replicator.sync.receive import Receiver
 
 _LISTED_MAX = 100_000
@@ -98,26 +99,24 @@ async def pull(
     *,
     receiver: Receiver,
     pace: PaceKeeper,
+    orphans: Orphans,
     job: str,
     on_progress: Callable[[SyncProgress], None],
 ) -> Pulled:
-    """Fetch one snapshot, and prove to the peer that we hold it.
+    """Fetch one snapshot, and prove to the peer that we hold it. If the peer goes, others may finish it.
 
     Raises what a receive raises; trying again carries on.
     """
     began, before = trio.current_time(), link.statistics()
     async with pace.receiving(link.peer):
-        report, receipt = await receiver.pull(_Asker(link, on_progress), remote.signed, job=job)
-    if link.speaks(HandReceipt):
-        hand = HandReceipt(
-            snapshot_id=receipt.snapshot_id,
-            root=receipt.root,
-            site_id=receipt.site_id,
-            received_at_ns=receipt.received_at_ns,
-            signature=receipt.signature,
-        )
-        async with link.open(hand, lane=Lane.CONTROL) as stream:
-            await stream.receive()
+        try:
+            report, receipt = await receiver.pull(_Asker(link, on_progress), remote.signed, job=job)
+        except Unreachable:
+            report, receipt = await receiver.complete(remote.signed, without=link.peer, job=job)
+    try:
+        await hand_receipt(link, receipt)
+    except (Unreachable, Stalled):
+        orphans.owe(receipt, link.peer)
     after = link.statistics()
     return Pulled(
         report=report,

@@ -8,6 +8,9 @@ its root is the one that the origin signed, we have understood everything.
 Only then, and after everything is flushed, is the snapshot entered in the catalogue, and only
 then do we sign a receipt. A receive that is cut at any point leaves blocks that the next one
 finds here; nothing else has to be remembered.
+
+If the site that offers goes in the middle, others may have what is left: `Receiver.complete` goes on with
+them alone. They need not tell a difference; the signed root and the blocks are enough (`descent.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +24,7 @@ from protocol.ids import BLOCK_ID_BYTES, ZERO_BLOCK, BlockId, SiteId, SnapshotId
 from protocol.limits import HAVE_ROOTS_MAX
 from protocol.messages.registry import Message
 from protocol.messages.snapshots import DiffBase, OfferSnapshot, Receipt, SyncProgress, SyncReport, WantDiff
-from protocol.wire.envelope import seal_named
 from protocol.wire.frames import Lane
-from protocol.wire.hashing import Kind, block_id
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.manifest.editor import MapEditor
 from replicator.catalog.manifest.entries import decode_entry
@@ -31,14 +32,16 @@ from replicator.catalog.manifest.nodes import Shape, decode_node
 from replicator.catalog.manifest.walk import closure
 from replicator.catalog.model import Snapshot
 from replicator.catalog.records import Signer, SnapshotRecord, open_record
-from replicator.core.errors import LeaseLost, ManifestDamaged
+from replicator.core.errors import ManifestDamaged, Unreachable
 from replicator.core.logging import get_logger
 from replicator.core.nursery import open_work_nursery
 from replicator.core.ports import Offload, WallClock
 from replicator.net.link import Link, Stream
-from replicator.store.ports import BlockReader, BlockStore, Lease, SealedBlock
+from replicator.store.ports import BlockReader, BlockStore, Lease
+from replicator.sync.descent import descend
 from replicator.sync.difference import DifferenceReader
 from replicator.sync.fetch import Fetcher
+from replicator.sync.publish import publish_snapshot, store_nodes, store_record
 from replicator.sync.receipts import sign_receipt
 
 _ASK_BATCH: Final = 256
@@ -80,15 +83,11 @@ class Receiver:
         lock = self._locks.setdefault(record.snapshot_id, trio.Lock())
         async with lock:
             report = await self.obtain(stream, record, request)
-            snapshot = self._ports.catalog.snapshot(record.snapshot_id)
         if not lock.statistics().tasks_waiting:
             self._locks.pop(record.snapshot_id, None)
         self._ports.catalog.expect(record.volume_id, stream.peer, every_s=request.every_s)
         await stream.send(report)
-        receipt = sign_receipt(
-            record, site_id=self._ports.site_id, received_at_ns=snapshot.received_ns, sign=self._ports.sign
-        )
-        await stream.send(receipt, end=True)
+        await stream.send(self._receipt(record), end=True)
 
     async def pull(self, teller: "Teller", signed: bytes, *, job: str) -> tuple[SyncReport, Receipt]:
         """Get a snapshot that nobody has offered: the same, but that the wish is ours. Raises as `offered` does."""
@@ -96,36 +95,65 @@ class Receiver:
         self._ports.catalog.check_owner(record)
         async with self._locks.setdefault(record.snapshot_id, trio.Lock()):
             report = await self.obtain(teller, record, OfferSnapshot(record=signed, every_s=0, job=job))
-            snapshot = self._ports.catalog.snapshot(record.snapshot_id)
-        receipt = sign_receipt(
-            record, site_id=self._ports.site_id, received_at_ns=snapshot.received_ns, sign=self._ports.sign
-        )
-        return report, receipt
+        return report, self._receipt(record)
+
+    async def complete(self, signed: bytes, *, without: SiteId, job: str) -> tuple[SyncReport, Receipt]:
+        """Go on with a receive whose other side is gone, from all others that hold something of the volume.
+
+        Raises `Unreachable` if there are none or they go too, `BlockMissing` if together they do not have all of it.
+        """
+        ports, record = self._ports, open_record(signed)
+        ports.catalog.check_owner(record)
+        async with self._locks.setdefault(record.snapshot_id, trio.Lock()):
+            others = [link for link in ports.holders(record.volume_id) if link.peer != without]
+            if not others and not ports.catalog.has_snapshot(record.snapshot_id):
+                raise Unreachable(f"No other site that is linked holds anything of {record.volume_name}.")
+            report = await self._receive(None, others, record, signed, job=job, tell=None)
+        return report, self._receipt(record)
+
+    def _receipt(self, record: SnapshotRecord) -> Receipt:
+        received_ns = self._ports.catalog.snapshot(record.snapshot_id).received_ns
+        return sign_receipt(record, site_id=self._ports.site_id, received_at_ns=received_ns, sign=self._ports.sign)
 
     async def obtain(self, stream: "Teller", record: SnapshotRecord, request: OfferSnapshot) -> SyncReport:
         """Fetch what is missing of a snapshot over the teller's link, and enter it."""
+        others = [one for one in self._ports.holders(record.volume_id) if one.peer != stream.peer]
+        return await self._receive(stream.link, others, record, request.record, job=request.job, tell=stream)
+
+    async def _receive(
+        self,
+        sender: Link | None,
+        others: Sequence[Link],
+        record: SnapshotRecord,
+        signed: bytes,
+        *,
+        job: str,
+        tell: "Teller | None",
+    ) -> SyncReport:
         ports = self._ports
-        lease = ports.store.begin(f"receive {record.volume_name} from {stream.link.name}")
+        who = "other sites" if sender is None else sender.name
+        lease = ports.store.begin(f"receive {record.volume_name} from {who}")
         began = trio.current_time()
         try:
-            session = _Session(stream.link, record, ports=ports, lease=lease)
+            session = _Session(sender, others, record, ports=ports, lease=lease)
             if ports.catalog.has_snapshot(record.snapshot_id):
                 await session.check_if_damaged()
                 return session.report()
             async with open_work_nursery() as nursery:
-                nursery.start_soon(_tell_progress, stream, session)
+                if tell is not None:
+                    nursery.start_soon(_tell_progress, tell, session)
                 nursery.start_soon(session.fetcher.run)
-                await session.receive()
+                await (session.receive() if sender is not None else session.complete())
                 nursery.cancel_scope.cancel()
-            await session.publish(request.record)
+            await session.publish(signed)
             snapshot = ports.catalog.snapshot(record.snapshot_id)
         finally:
             ports.store.end(lease)
         report = session.report()
         get_logger().info(
             "snapshot.received",
-            job=request.job,
-            peer=stream.link.name,
+            job=job,
+            peer=who,
             volume=record.volume_name,
             snapshot=record.snapshot_id.hex()[:12],
             blocks=report.blocks_received,
@@ -133,7 +161,7 @@ class Receiver:
             diff_bytes=report.diff_bytes,
             took_s=round(trio.current_time() - began, 3),
         )
-        ports.on_received(snapshot, stream.peer)
+        ports.on_received(snapshot, record.origin if sender is None else sender.peer)
         return report
 
 
@@ -165,16 +193,23 @@ async def _tell_progress(stream: Teller, session: "_Session") -> None:
 
 
 class _Session:
-    """One receive of one snapshot over one link."""
+    """One receive of one snapshot, from the site that offers it and others, or from others alone."""
 
-    def __init__(self, link: Link, record: SnapshotRecord, *, ports: ReceiverPorts, lease: Lease) -> None:
-        self._link = link
+    def __init__(
+        self,
+        sender: Link | None,
+        others: Sequence[Link],
+        record: SnapshotRecord,
+        *,
+        ports: ReceiverPorts,
+        lease: Lease,
+    ) -> None:
+        self._sender = sender
         self._record = record
         self._ports = ports
         self._lease = lease
-        others = [one for one in ports.holders(record.volume_id) if one.peer != link.peer]
         self.fetcher = Fetcher(
-            link,
+            sender,
             others=others[:SOURCES_MAX],
             store=ports.store,
             lease=lease,
@@ -190,28 +225,61 @@ class _Session:
 
     async def receive(self) -> None:
         """Everything up to, and without, publishing. Raises on the first thing that is not as announced."""
-        root = await self._read_difference()
-        await self._ask(flush=True)
-        await self._receive_pieces()
-        self.plan_is_complete = True
-        await self.fetcher.drain()
+        assert self._sender is not None
+        root = await self._read_difference(self._sender)
+        await self._fetch_rest()
         await self._store_nodes()
         if root != self._record.root:
+            volume = self._record.volume_name
             raise ManifestDamaged(
-                f"What {self._link.name} told of {self._record.volume_name} does not lead to the root that was signed.",
+                f"What {self._sender.name} told of {volume} does not lead to the root that was signed.",
                 hint="Run `replicator scrub` there.",
             )
         await self.check_if_damaged()
 
-    async def _read_difference(self) -> BlockId:
-        record, ports = self._record, self._ports
-        # After an outage the newest snapshot comes first and older ones fill in: what lies nearest differs least.
-        others = [snapshot.record for snapshot in reversed(ports.catalog.snapshots(record.volume_id))]
+    async def complete(self) -> None:
+        """The same without anybody who tells the difference: down from the root, beside the nearest map here."""
+        record = self._record
+        base = next(iter(self._held()), None)
+        self._base = base or b""
+        async for value in descend(
+            self._ports.reader,
+            self.fetcher.bring,
+            base=base,
+            root=record.root,
+            shape=record.shape,
+            entries_max=record.entries,
+        ):
+            self._entries += 1
+            if self._entries > record.entries:
+                raise ManifestDamaged("A map has more entries than its snapshot says.")
+            self._note_needed(value)
+            await self._ask()
+        await self._fetch_rest()
+        await self.check_if_damaged()
+
+    async def _fetch_rest(self) -> None:
+        await self._ask(flush=True)
+        await self._receive_pieces()
+        self.plan_is_complete = True
+        await self.fetcher.drain()
+
+    def _held(self) -> dict[BlockId, int]:
+        """Roots of the volume that are whole here, the best base first, and how many entries each has.
+
+        After an outage the newest snapshot comes first and older ones fill in: what lies nearest differs least.
+        """
+        record = self._record
+        others = [snapshot.record for snapshot in reversed(self._ports.catalog.snapshots(record.volume_id))]
         others.sort(key=lambda one: abs(one.sequence - record.sequence))
-        held = {one.root: one.entries for one in others[:HAVE_ROOTS_MAX]}
+        return {one.root: one.entries for one in others[:HAVE_ROOTS_MAX] if one.shape is record.shape}
+
+    async def _read_difference(self, sender: Link) -> BlockId:
+        record, ports = self._record, self._ports
+        held = self._held()
         request = WantDiff(snapshot_id=record.snapshot_id, have_roots=b"".join(held))
         self._round_trips += 1
-        async with self._link.open(request, lane=Lane.SYNC) as stream:
+        async with sender.open(request, lane=Lane.SYNC) as stream:
             first = await stream.receive()
             if not isinstance(first, DiffBase) or (first.base_root and first.base_root not in held):
                 raise Unexpected("a difference does not begin with a base that we hold")
@@ -292,7 +360,7 @@ class _Session:
     async def _store_nodes(self) -> None:
         nodes, self._nodes = self._nodes, []
         if nodes:
-            await self._ports.offload.run(_seal_and_append, self._ports.store, self._lease, nodes)
+            await self._ports.offload.run(store_nodes, self._ports.store, self._lease, nodes)
 
     async def check_if_damaged(self) -> None:
         """If anything at all is broken here, prove that nothing of this snapshot is, before signing for it.
@@ -333,38 +401,4 @@ class _Session:
         )
 
 
-def _seal_and_append(store: BlockStore, lease: Lease, nodes: Sequence[tuple[BlockId, bytes]]) -> None:
-    here = store.have(lease, [name for name, _ in nodes])
-    blocks: list[SealedBlock] = []
-    for name, body in nodes:
-        if name not in here:
-            blocks.append(SealedBlock(*seal_named(Kind.NODE, body, name)))
-    store.append(lease, blocks)
-
-
-def store_record(store: BlockStore, lease: Lease, signed: bytes) -> BlockId:
-    """Keep a signed record among the blocks, durably, so that the catalogue can be found again from them."""
-    name = block_id(Kind.RECORD, signed)
-    store.append(lease, [SealedBlock(*seal_named(Kind.RECORD, signed, name))])
-    store.commit(lease)
-    return name
-
-
-def publish_snapshot(catalog: Catalog, store: BlockStore, lease: Lease, signed: bytes, record_block: BlockId) -> None:
-    """Enter a snapshot whose every block is committed under `lease`, and take it back if the lease is lost by then.
-
-    A process that was stopped after its last commit and woken must not publish a root over blocks that were
-    collected meanwhile. Looking before would leave a gap; a collection that did not see the lease alive when we
-    look *after* publishing is sure to see the root (restic#3569). Raises `LeaseLost`, `Untrusted`.
-    """
-    is_new = not catalog.has_snapshot(open_record(signed).snapshot_id)
-    snapshot = catalog.add_snapshot(signed, record_block)
-    try:
-        store.renew(lease)
-    except LeaseLost:
-        if is_new:
-            catalog.delete_snapshots([snapshot.snapshot_id])
-        raise
-
-
-__all__ = ["Receiver", "ReceiverPorts", "Teller", "publish_snapshot", "store_record"]
+__all__ = ["Receiver", "ReceiverPorts", "Teller"]

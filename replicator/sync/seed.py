@@ -29,7 +29,7 @@ from replicator.core.files import sync_directory, write_durably
 from replicator.core.ports import Offload
 from replicator.core.progress import Progress
 from replicator.store.ports import BlockReader, BlockStore, Lease, SealedBlock
-from replicator.sync.receive import store_record
+from replicator.sync.publish import store_record
 
 _INDEX: Final = "snapshots"
 _FILE_BYTES: Final = 1024**3

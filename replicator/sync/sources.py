@@ -8,6 +8,9 @@ is not the only one with work left.
 A source that falls silent loses its batch to the others, and after two such times its place. At
 the end, when there is nothing left to take, an idle source takes over from one that is half as
 fast. Nobody waits for the slowest, and no block is asked of two sites at once.
+
+There may be no sender: a receive whose offerer is gone (`orphans.py`). Then nobody is known to have all of it, so
+nobody is dismissed for lacking some, and what all have said that they lack is given up.
 """
 
 from collections.abc import Iterable
@@ -78,15 +81,18 @@ class Source:
         """Bytes a second so far, and never nothing."""
         return (self.bytes + 1) / max(now - (self.began or now), STEAL_AGE_S)
 
-    def is_useless(self) -> bool:
+    def lacks_most(self) -> bool:
         return not self.is_sender and self.lacked > max(_LACKS_AFTER, _LACKS_MAX * (self.blocks + self.lacked))
 
 
 class Sources:
     """The queue, and who works on it. Decides, and does no I/O."""
 
-    def __init__(self, sender: Link, others: Iterable[Link]) -> None:
-        self.all = [Source(sender, True), *(Source(link, False) for link in others)]
+    def __init__(self, sender: Link | None, others: Iterable[Link]) -> None:
+        self.all = [Source(link, False) for link in others]
+        if sender is not None:
+            self.all.insert(0, Source(sender, True))
+        self._has_sender = sender is not None
         self._queue: list[Batch] = []
         self._under_way: list[Request] = []
         self._changed = trio.Event()
@@ -106,6 +112,20 @@ class Sources:
             self._queue.append(batch)
             self.wake()
 
+    def retire_if_useless(self, source: Source) -> None:
+        """One that is silent again and again, or lacks most of what somebody else is sure to have."""
+        is_worn_out = source.strikes >= STRIKES_MAX and not source.is_sender
+        if is_worn_out or (self._has_sender and source.lacks_most()):
+            source.is_over = True
+
+    def hopeless(self) -> list[Batch]:
+        """Take out of the queue what every source that is left has said that it lacks. A sender lacks nothing."""
+        live = self.live
+        over = [one for one in self._queue if all(s.site in one.lacked_by and not s.is_sender for s in live)]
+        for batch in over:
+            self._queue.remove(batch)
+        return over
+
     def wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
@@ -115,9 +135,11 @@ class Sources:
 
     def next_for(self, source: Source) -> Batch | None:
         """The batch that this source should ask for now: the sender takes the rarest, the others the commonest."""
-        if source.is_passed and any(not one.is_passed for one in self.live):
-            return None
         fit = [one for one in self._queue if source.is_sender or source.site not in one.lacked_by]
+        if source.is_passed:
+            # Only what none of the faster ones can bring: that must not wait for ever either.
+            faster = [one for one in self.live if not one.is_passed]
+            fit = [one for one in fit if all(s.site in one.lacked_by and not s.is_sender for s in faster)]
         if not fit:
             return None
         choose = max if source.is_sender else min

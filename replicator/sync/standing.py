@@ -76,6 +76,19 @@ class Standing:
         self._refresh()
         return unpack_roots(self._packed)
 
+    @property
+    def digest(self) -> bytes:
+        """All our roots in eight bytes."""
+        self._refresh()
+        return self._digest
+
+    def roots_of(self, site: SiteId) -> tuple[ScopeRoot, ...]:
+        """Ours, or what a peer said last; nothing of one that has said nothing."""
+        if site == self._site_id:
+            return self.roots()
+        heard = self.heard.get(site)
+        return () if heard is None else heard.roots
+
     def _refresh(self) -> None:
         holes = frozenset(fault.block_id for fault in self._store.broken())
         made_from = (self._catalog.db.changes_count, holes)

@@ -1,6 +1,7 @@
 """A standing promise on two real nodes: `protect --every 1s --keep 3 --to cabin`."""
 
 import os
+import re
 import signal
 import stat
 import time
@@ -14,6 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.nodes import Node, become_peers, eventually, started, tree_of, write_tree
 
 pytestmark = pytest.mark.slow
+
+
+def _holding(node: Node) -> str:
+    """The part of `status` that says who holds the same, once a heartbeat has come."""
+    return node.cli("status").out.partition("WHO HOLDS THE SAME")[2]
 
 
 def test_snapshots_come_on_time_are_pruned_to_the_rule_and_each_reaches_the_peer(tmp_path: Path) -> None:
@@ -43,6 +49,7 @@ def test_snapshots_come_on_time_are_pruned_to_the_rule_and_each_reaches_the_peer
         assert all(late - early >= 0.5e9 for early, late in pairwise(gaps)), "none was made twice"
         text = home.cli("status").out
         assert "LAST SUCCESS" in text and "NEXT" in text and "cabin" in text
+        assert re.search(r"data +home +.*home.* \d\n", eventually(lambda: _holding(home))), "who holds the same"
 
         # The doors.
         assert stat.S_IMODE(os.stat(home.root / "api.sock").st_mode) == 0o600

@@ -129,4 +129,42 @@ async def test_the_sender_takes_the_rarest_and_the_others_the_commonest() -> Non
     assert sources.next_for(two) is common
     assert sources.next_for(one) is None, "it has said that it lacks that one"
     one.lacked, one.blocks = 300, 100
-    assert one.is_useless() and not sender.is_useless()
+    assert one.lacks_most() and not sender.lacks_most()
+
+
+async def test_a_slow_source_that_was_taken_over_from_still_brings_what_nobody_else_has() -> None:
+    class FakeLink:
+        is_paced = False
+
+        def __init__(self, name: bytes) -> None:
+            self.peer = name
+
+    sources = Sources(FakeLink(b"s"), [FakeLink(b"o")])  # type: ignore[arg-type, list-item]
+    sender, other = sources.all
+    sender.is_passed = True
+    common, rare = Batch([b"c"]), Batch([b"r"], frozenset({other.site}))  # type: ignore[list-item]
+    sources.put(common)
+    assert sources.next_for(sender) is None, "the other is faster"
+    sources.put(rare)
+    assert sources.next_for(sender) is rare
+    assert sources.next_for(other) is common
+
+
+async def test_without_a_sender_what_all_lack_is_given_up_and_nobody_is_dismissed_for_lacking_much() -> None:
+    class FakeLink:
+        is_paced = False
+
+        def __init__(self, name: bytes) -> None:
+            self.peer = name
+
+    sources = Sources(None, [FakeLink(b"1"), FakeLink(b"2")])  # type: ignore[list-item]
+    one, two = sources.all
+    lost = Batch([b"l"], frozenset({one.site, two.site}))  # type: ignore[list-item, arg-type]
+    half = Batch([b"h"], frozenset({one.site}))  # type: ignore[list-item, arg-type]
+    sources.put(lost)
+    sources.put(half)
+    one.lacked = 10_000
+    sources.retire_if_useless(one)
+    assert sources.hopeless() == [lost] and not one.is_over
+    two.is_over = True
+    assert sources.hopeless() == [half], "whoever might have had it is gone"

@@ -23,7 +23,8 @@ from replicator.repair.ask import Healer
 from replicator.repair.scrub import Scrubber
 from replicator.store.leases import Leases
 from replicator.store.ports import Lease
-from replicator.sync.receive import _Session, store_record
+from replicator.sync.publish import store_record
+from replicator.sync.receive import _Session
 from replicator.testing.blocks import MachineStore
 from tests.simulation.plan import Faults, make_plan
 from tests.simulation.world import Outcome, run_plan

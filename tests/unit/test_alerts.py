@@ -38,7 +38,9 @@ class Watched:
 
     def sources(self) -> StatusSources:
         living = self.site.living
-        return StatusSources(self.parts, self.site.mesh, living.jobs, living.workers, self.started_ns, "test")
+        return StatusSources(
+            self.parts, self.site.mesh, living.jobs, living.workers, self.started_ns, "test", living._standing
+        )
 
 
 @pytest.fixture

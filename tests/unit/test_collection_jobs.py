@@ -22,7 +22,7 @@ from replicator.jobs.runner import JobContext
 from replicator.monitor.alerts import find_alerts
 from replicator.monitor.scrub import scrub_page
 from replicator.repair.pace import ScrubPromise
-from replicator.sync.receive import publish_snapshot
+from replicator.sync.publish import publish_snapshot
 from tests.support.clocks import FakeMonotonic, FakeWallClock
 from tests.support.nodes import Site, open_site, tree_of, write_tree
 from tests.support.store import damage

@@ -22,7 +22,7 @@ from replicator.jobs.collection import CollectionJobs
 from replicator.jobs.runner import JobContext
 from replicator.repair.unread import RecordsUnread
 from replicator.store.local import LocalStore
-from replicator.sync.receive import store_record
+from replicator.sync.publish import store_record
 from tests.support.nodes import Site, a_pair, open_site, running, trust, write_tree
 from tests.support.store import damage
 

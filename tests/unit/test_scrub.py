@@ -22,7 +22,7 @@ from replicator.jobs.care import CareJobs
 from replicator.jobs.runner import JobContext
 from replicator.monitor.alerts import find_alerts
 from replicator.repair.scrub import Scrubber
-from replicator.sync.receive import store_record
+from replicator.sync.publish import store_record
 from tests.support.blocks import from_body
 from tests.support.clocks import FakeMonotonic
 from tests.support.nodes import Site, open_site, write_tree

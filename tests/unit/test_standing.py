@@ -19,8 +19,9 @@ from replicator.index.roots import HOLES, classes, digest_of, holes_root, pack_r
 from replicator.index.shelf import Shelf, common, sorted_set
 from replicator.jobs.audit import AuditJobs
 from replicator.jobs.runner import JobContext
+from replicator.monitor.metrics import render_metrics
 from tests.support.clocks import FakeWallClock
-from tests.support.nodes import Site, a_pair, write_tree
+from tests.support.nodes import Site, a_pair, open_site, running, trust, write_tree
 from tests.support.store import damage
 
 KIB = 1024
@@ -165,6 +166,56 @@ async def test_a_new_snapshot_parts_the_classes_until_it_has_arrived(tmp_path: P
         await beat(home)
         for site in (home, cabin):
             assert list(map(len, site.living._standing.classes_of(volume))) == [2]
+
+
+async def test_the_status_page_shows_who_holds_the_same_and_how_many_sessions_that_leaves(tmp_path: Path) -> None:
+    async with a_pair(tmp_path) as (home, cabin):
+        [agreed, parted] = await synced_pair_with(home, cabin, tmp_path, 2)
+        with open_site(tmp_path / "tower", "tower") as tower:
+            async with running(tower):
+                trust(home, tower)
+                await tower.link_to(home)
+                for snapshot in home.catalog.snapshots(agreed):
+                    await home.send(snapshot, tower)
+                (tmp_path / "v1" / "new").write_bytes(b"new")
+                await home.take(home.catalog.volume(parted))
+                for site in (home, tower, cabin):
+                    await beat(site)
+                page = home.living.view.status()
+                by_id = {volume["volume_id"]: volume for volume in page["volumes"]}
+                one, two = by_id[agreed.hex()], by_id[parted.hex()]
+                assert [(part["sites"], part["snapshots"]) for part in one["classes"]] == [
+                    (["cabin", "home", "tower"], 1)
+                ]
+                assert one["sessions_needed"] == 0, "three sites of one class: nobody has anything to ask"
+                assert sorted((part["sites"], part["snapshots"]) for part in two["classes"]) == [
+                    (["cabin"], 1),
+                    (["home"], 2),
+                ]
+                assert two["sessions_needed"] == 1
+                assert len({part["root"] for part in two["classes"]}) == 2
+                standing = page["standing"]
+                assert (standing["scopes"], standing["holes"]) == (3, 0)
+                assert [(peer["peer"], peer["is_same"]) for peer in standing["peers"]] == [
+                    ("cabin", False),
+                    ("tower", False),
+                ]
+                assert all(peer["heard_s"] < 60 for peer in standing["peers"])
+                metrics = render_metrics(home.living.view.status).decode()
+                assert (
+                    f'replicator_volume_classes{{origin="home",volume="v0",volume_id="{agreed.hex()[:8]}"}} 1.0'
+                    in metrics
+                )
+                assert (
+                    f'replicator_volume_classes{{origin="home",volume="v1",volume_id="{parted.hex()[:8]}"}} 2.0'
+                    in metrics
+                )
+                assert 'replicator_peer_holds_the_same{peer="cabin"} 0.0' in metrics
+                # One that was revoked is not spoken of, whatever it said last.
+                home.catalog.peers.revoke(tower.parts.site_id)
+                page = home.living.view.status()
+                assert [peer["peer"] for peer in page["standing"]["peers"]] == ["cabin"]
+                assert all("tower" not in part["sites"] for volume in page["volumes"] for part in volume["classes"])
 
 
 async def test_a_site_with_a_hole_stands_alone_until_it_is_mended(tmp_path: Path) -> None:

@@ -253,6 +253,10 @@ def _print_status(page: dict[str, Any]) -> None:
         print()
         head = ("VOLUME", "KIND", "FROM", "SNAPSHOTS", "SIZE", "NEWEST", "LAST SUCCESS", "NEXT", "HELD ALSO BY")
         table([_volume_row(volume) for volume in page["volumes"]], head)
+    if page["standing"]["peers"] and page["volumes"]:
+        print()
+        agreed = [(one["name"], one["origin"], _classes(one), one["sessions_needed"]) for one in page["volumes"]]
+        table(agreed, ("VOLUME", "FROM", "WHO HOLDS THE SAME", "SESSIONS NEEDED"))
     if page["syncs"]:
         print()
         lines = [
@@ -268,6 +272,15 @@ def _print_status(page: dict[str, Any]) -> None:
         print()
         print(shown(f"ALERT {alert['kind']} {alert['subject']}: {alert['text']}"))
         print(shown(f"  Next: {alert['hint']}"))
+
+
+def _classes(volume: dict[str, Any]) -> str:
+    """`home = cabin | tower (2 snapshots)`: a bar where they differ, and what a lesser class holds."""
+    said = []
+    for one in volume["classes"]:
+        differs = "" if one["snapshots"] == volume["snapshots"] else f" ({one['snapshots']} snapshots)"
+        said.append(" = ".join(one["sites"]) + differs + (" (with holes)" if one["has_holes"] else ""))
+    return " | ".join(said) or "-"
 
 
 def _volume_row(volume: dict[str, Any]) -> tuple[object, ...]:

@@ -8,6 +8,7 @@ Most are read off the log, because a log line is a promise to a person that this
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 SOMETIMES: Final[dict[str, str]] = {
@@ -88,11 +89,11 @@ FROM_LOG: Final[dict[str, str]] = {
 }
 
 
+@dataclass(slots=True)
 class Markers:
     """Which of them were reached, and how often."""
 
-    def __init__(self) -> None:
-        self.reached: Counter[str] = Counter()
+    reached: Counter[str] = field(default_factory=Counter)
 
     def sometimes(self, name: str) -> None:
         assert name in SOMETIMES, name

@@ -92,7 +92,8 @@ def _outcomes(args: argparse.Namespace, seeds: Sequence[int]) -> Iterator[Outcom
 def _run_many(args: argparse.Namespace) -> int:
     began = time.monotonic()
     seeds: Sequence[int] = range(args.first, args.first + args.seeds)
-    tally, keep = Tally(), (lambda outcome: tally.add(outcome))
+    tally = Tally()
+    keep = tally.add
     if args.log:
         try:
             night = Night(args.log, source=source_digest())

@@ -58,6 +58,7 @@ SOMETIMES: Final[dict[str, str]] = {
     "revived": "something condemned was needed again",
     "collection undone": "somebody changed their mind",
     "collection waited": "a writer was under way during a collection",
+    "tidied while somebody wrote": "room was made just while the next version came",
     "collection gave up": "a mark could not read something, and nothing was let go",
     "pruned": "a keep rule let a snapshot go",
     "hold refused a delete": "a held snapshot was to be deleted",

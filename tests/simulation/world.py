@@ -36,6 +36,7 @@ from tests.simulation.plan import ACTIVE_S, Plan, Step, Volume, make_plan
 from tests.simulation.quiet import become_quiet
 from tests.simulation.trace import Trace
 from tests.simulation.watch import watch
+from tests.simulation.whole import Needs, check_whole
 
 T = TypeVar("T")
 _BUGS = frozenset(("job.bug", "worker.bug", "link.bug", "api.bug"))
@@ -78,6 +79,7 @@ class World:
         self.markers = Markers()
         self.contents = Sources(plan.seed)
         self.mesh = MemoryMesh(plan.seed, ingest=SMALL, pause_s=self._pause_s)
+        self.needs = Needs()
         self.models: dict[str, SiteModel] = {}
         self.paces: dict[str, PaceWatch] = {}
         self.problems: list[str] = []
@@ -249,6 +251,9 @@ class World:
             self.look()
             watch(self)
             check_always(self)
+            for site in self.sites:
+                if site.is_up:
+                    check_whole(self, site)
             await trio.sleep(1.0)
 
     async def _do(self, step: Step) -> None:

@@ -32,8 +32,8 @@ _COMPARE_EVERY_S: Final = 7 * 86_400.0
 _MEND_BATCHES_MAX: Final = 64
 """A round asks for 16384 blocks: some gigabytes, and some megabytes of audit."""
 _BALLAST_EVERY_S: Final = 5.0
-_CLOCK_EVERY_S: Final = 60.0
 """A look at two numbers of the file system."""
+_CLOCK_EVERY_S: Final = 60.0
 
 
 class Scrubbing:

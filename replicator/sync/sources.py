@@ -85,6 +85,10 @@ class Source:
         return not self.is_sender and self.lacked > max(_LACKS_AFTER, _LACKS_MAX * (self.blocks + self.lacked))
 
 
+def _may_have(source: Source, batch: Batch) -> bool:
+    return source.is_sender or source.site not in batch.lacked_by
+
+
 class Sources:
     """The queue, and who works on it. Decides, and does no I/O."""
 
@@ -121,7 +125,7 @@ class Sources:
     def hopeless(self) -> list[Batch]:
         """Take out of the queue what every source that is left has said that it lacks. A sender lacks nothing."""
         live = self.live
-        over = [one for one in self._queue if all(s.site in one.lacked_by and not s.is_sender for s in live)]
+        over = [one for one in self._queue if not any(_may_have(source, one) for source in live)]
         for batch in over:
             self._queue.remove(batch)
         return over
@@ -135,11 +139,11 @@ class Sources:
 
     def next_for(self, source: Source) -> Batch | None:
         """The batch that this source should ask for now: the sender takes the rarest, the others the commonest."""
-        fit = [one for one in self._queue if source.is_sender or source.site not in one.lacked_by]
+        fit = [one for one in self._queue if _may_have(source, one)]
         if source.is_passed:
-            # Only what none of the faster ones can bring: that must not wait for ever either.
+            # What every faster one lacks is left to it, or nobody would ever ask for that.
             faster = [one for one in self.live if not one.is_passed]
-            fit = [one for one in fit if all(s.site in one.lacked_by and not s.is_sender for s in faster)]
+            fit = [one for one in fit if not any(_may_have(other, one) for other in faster)]
         if not fit:
             return None
         choose = max if source.is_sender else min

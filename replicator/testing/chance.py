@@ -48,7 +48,9 @@ class InlineOffload:
     async def run(self, work: Callable[[Unpack[_A]], _T], *args: *_A) -> _T:
         await trio.lowlevel.checkpoint()
         with trio.CancelScope(shield=True):
-            await trio.sleep(self._pause_s())
+            if before_s := self._pause_s():
+                await trio.sleep(before_s)
             answer = work(*args)
-            await trio.sleep(self._pause_s())
+            if after_s := self._pause_s():
+                await trio.sleep(after_s)
         return answer

@@ -1,14 +1,16 @@
 """Run worlds: `scripts/sim` calls this. See `--help`."""
 
 import argparse
+import gc
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from tests.simulation.controls import CONTROLS, seeds_until_found
-from tests.simulation.markers import SOMETIMES, Markers
+from tests.simulation.night import Night, OtherSource, Tally, source_digest
 from tests.simulation.plan import make_plan
 from tests.simulation.shrink import shrink
 from tests.simulation.world import Outcome, run_plan, run_seed
@@ -26,8 +28,9 @@ def main() -> int:
     words.add_argument("--show", action="store_true", help="print the trace of --seed")
     words.add_argument("--shrink", action="store_true", help="look for the steps of --seed that are to blame")
     words.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    words.add_argument("--log", type=Path, help="keep what was found in this file, and go on where it ends")
     words.add_argument("--hours", type=float, default=0.0, help="begin no world after so many hours")
-    words.add_argument("--markers", action="store_true", help="fail if something that must happen sometimes never did")
+    words.add_argument("--markers", action="store_true", help="count what must happen sometimes; fail if it never did")
     words.add_argument("--controls", action="store_true", help="break the product on purpose, and see each found")
     args = words.parse_args()
     if args.controls:
@@ -75,11 +78,11 @@ def _run_one(args: argparse.Namespace) -> int:
     return 1 if outcome.problem else 0
 
 
-def _outcomes(args: argparse.Namespace) -> Iterator[Outcome]:
+def _outcomes(args: argparse.Namespace, seeds: Sequence[int]) -> Iterator[Outcome]:
     deadline = time.monotonic() + args.hours * 3600 if args.hours else float("inf")
-    seeds = range(args.first, args.first + args.seeds)
     # Each process lives for some worlds only: what one leaves behind must not help, or hurt, a thousand others.
-    with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=50) as pool:
+    # What they have imported is taken out of the garbage collector's sight: it looks before each world.
+    with multiprocessing.get_context("spawn").Pool(args.jobs, gc.freeze, maxtasksperchild=50) as pool:
         for outcome in pool.imap_unordered(run_seed, seeds):
             yield outcome
             if time.monotonic() > deadline:
@@ -88,23 +91,26 @@ def _outcomes(args: argparse.Namespace) -> Iterator[Outcome]:
 
 def _run_many(args: argparse.Namespace) -> int:
     began = time.monotonic()
-    markers, failed, worlds, virtual_s = Markers(), 0, 0, 0.0
-    for outcome in _outcomes(args):
-        worlds += 1
-        virtual_s += outcome.virtual_s
-        markers.reached.update(outcome.markers.reached)
+    seeds: Sequence[int] = range(args.first, args.first + args.seeds)
+    tally = Tally()
+    keep = tally.add
+    if args.log:
+        try:
+            night = Night(args.log, source=source_digest())
+        except OtherSource as error:
+            print(error, file=sys.stderr)
+            return 2
+        tally, keep, seeds = night.tally, night.add, night.remaining(seeds)
+    for outcome in _outcomes(args, seeds) if seeds else ():
+        keep(outcome)
         if outcome.problem:
-            failed += 1
             print(f"FAILED scripts/sim --seed {outcome.seed}\n    {outcome.problem.splitlines()[0]}", flush=True)
-        if worlds % 500 == 0:
-            print(f"{worlds} worlds, {failed} failed, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    took = time.monotonic() - began
-    print(f"{worlds} worlds, {virtual_s / 3600:.1f} h of theirs in {took:.0f} s of ours, {failed} failed")
-    missed = [name for name in SOMETIMES if not markers.reached[name]]
-    print(f"{len(SOMETIMES) - len(missed)} of {len(SOMETIMES)} things that must happen sometimes did")
-    for name in missed:
-        print(f"  never: {name} ({SOMETIMES[name]})")
-    return 1 if failed or (args.markers and missed) else 0
+        if tally.worlds % 500 == 0:
+            took = time.monotonic() - began
+            print(f"{tally.worlds} worlds, {len(tally.failed)} failed, {took:.0f} s", file=sys.stderr, flush=True)
+    for line in tally.lines(with_counts=args.markers):
+        print(line)
+    return 1 if tally.failed or (args.markers and tally.missed()) else 0
 
 
 def _run_controls() -> int:

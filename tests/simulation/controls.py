@@ -98,9 +98,10 @@ class Control:
 
 
 _CRASHES: Final = Faults(crashes=1, crashes_at_steps=3)
+_SLOW: Final = Faults(delay_s=0.05, clogs=3)
 _CARELESS: Final = Faults(deletes=3)
 _HOLDING: Final = {"snapshot": 10, "hold": 30}
-_TIDY: Final = {"change": 20, "snapshot": 20, "collect": 25, "collect_all": 15}
+_TIDY: Final = {"change": 20, "snapshot": 20, "tidy": 20}
 """Much that is taken, and let go again, at the same time."""
 CONTROLS: Final[dict[str, Control]] = {
     "a commit that does not flush": Control(lambda: [patch.object(MachineStore, "commit", _nothing)], 10, _CRASHES),
@@ -112,12 +113,12 @@ CONTROLS: Final[dict[str, Control]] = {
         20,
     ),
     "a sentence that is not lifted": Control(
-        lambda: [patch.object(MachineStore, "have", _have_without_lifting)], 60, Faults(deletes=3, clogs=3), _TIDY
+        lambda: [patch.object(MachineStore, "have", _have_without_lifting)], 10, _SLOW, _TIDY
     ),
     "a collection that waits for no writer": Control(
         lambda: [patch.object(Leases, "oldest_epoch", lambda self: self.epoch + 1)],
-        60,
-        Faults(deletes=3, clogs=3),
+        10,
+        _SLOW,
         _TIDY,
     ),
     "a mark that misses the newest snapshot": Control(

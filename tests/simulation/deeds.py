@@ -6,6 +6,8 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from replicator.api.schema import ThrottleRequest
 from replicator.catalog.model import Snapshot
 from replicator.core.errors import Held
@@ -120,6 +122,60 @@ async def delete(world: World, step: Step) -> None:
             world.note_problem(f"{site.name} deleted a snapshot that is held")
 
 
+_WRITERS = ("receive", "snapshot")
+_PATIENCE_S = 40.0
+
+
+async def _writer_at(site: MemorySite) -> str:
+    """Who is writing at a site, once somebody is; empty if nobody comes."""
+    with trio.move_on_after(_PATIENCE_S):
+        while site.is_up and site.machine.store is not None:
+            for holder in site.machine.store.leases.holders():
+                if holder.startswith(_WRITERS):
+                    return holder
+            await trio.sleep(0.02)
+    return ""
+
+
+def _delete_all(world: World, site: MemorySite, volume_id: bytes) -> None:
+    """Everything of a volume that is under no hold."""
+    for snapshot in site.catalog.snapshots():
+        if snapshot.record.volume_id == volume_id and snapshot.snapshot_id not in world.model(site).held:
+            world.model(site).deleted.add(snapshot.snapshot_id)
+            site.view.delete_snapshot(snapshot.snapshot_id.hex())
+            world.sometimes("deleted")
+
+
+async def _tidy(world: World, step: Step) -> None:
+    """Somebody makes room: deletes what there is of a volume and collects, just while somebody writes the next version.
+
+    The worst moments for a collector, in three sorts: what goes was promised to a writer when it was needed; or it had
+    been sentenced before the writer asked for it; or it is sentenced and asked for at once.
+    """
+    site = world.site(step.site)
+    if (snapshot := chosen(site, step)) is None:
+        return
+    volume_id = snapshot.record.volume_id
+
+    async def deed() -> None:
+        sort = step.pick % 3
+        if sort:
+            _delete_all(world, site, volume_id)
+            # The second raises the epoch above that of the sentences; their grace keeps it from carrying them out.
+            await site.job("gc", confirmed=True)
+            await site.job("gc", confirmed=True)
+        if not await _writer_at(site):
+            return
+        await trio.sleep(step.amount * 0.5)
+        if sort != 1:
+            _delete_all(world, site, volume_id)
+        done = await site.job("gc", grace_s=0, confirmed=True)
+        if done["writers_waited_for"]:
+            world.sometimes("tidied while somebody wrote")
+
+    await world.attempt(site, "tidy", deed)
+
+
 async def _pause(world: World, step: Step) -> None:
     site = world.site(step.site)
     syncs = site.catalog.syncs() if site.is_up else []
@@ -184,6 +240,7 @@ DEEDS: dict[str, Deed] = {
     "hold": _hold,
     "release": _release,
     "delete": delete,
+    "tidy": _tidy,
     "pause": _pause,
     "resume": _resume,
     "throttle": _throttle,

@@ -8,6 +8,7 @@ Most are read off the log, because a log line is a promise to a person that this
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 SOMETIMES: Final[dict[str, str]] = {
@@ -57,6 +58,7 @@ SOMETIMES: Final[dict[str, str]] = {
     "revived": "something condemned was needed again",
     "collection undone": "somebody changed their mind",
     "collection waited": "a writer was under way during a collection",
+    "tidied while somebody wrote": "room was made just while the next version came",
     "collection gave up": "a mark could not read something, and nothing was let go",
     "pruned": "a keep rule let a snapshot go",
     "hold refused a delete": "a held snapshot was to be deleted",
@@ -88,11 +90,11 @@ FROM_LOG: Final[dict[str, str]] = {
 }
 
 
+@dataclass(slots=True)
 class Markers:
     """Which of them were reached, and how often."""
 
-    def __init__(self) -> None:
-        self.reached: Counter[str] = Counter()
+    reached: Counter[str] = field(default_factory=Counter)
 
     def sometimes(self, name: str) -> None:
         assert name in SOMETIMES, name

@@ -108,7 +108,7 @@ class Plan:
 _DEEDS: Final = {
     "change": 24, "snapshot": 10, "snapshot_all": 2, "restore": 8, "scrub": 3, "repair": 2, "collect": 5,
     "collect_all": 4, "undo": 1, "verify": 1, "audit": 3, "hold": 3, "release": 1, "pause": 2, "resume": 2,
-    "throttle": 2, "cancel": 2, "rejoin": 1,
+    "throttle": 2, "cancel": 2, "rejoin": 1, "tidy": 2,
 }  # fmt: skip
 _FAULT_VERBS: Final = {
     "resets": "reset", "cuts": "cut", "cuts_one_way": "cut_one_way", "clogs": "clog", "crashes": "crash",

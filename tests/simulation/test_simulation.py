@@ -41,7 +41,14 @@ def test_rare_paths_are_walked_by_these_few_worlds_already() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a commit that does not flush", "a mark that misses the newest snapshot", "a receipt that is never kept"]
+    "name",
+    [
+        "a commit that does not flush",
+        "a mark that misses the newest snapshot",
+        "a receipt that is never kept",
+        "a sentence that is not lifted",
+        "a collection that waits for no writer",
+    ],
 )
 def test_a_guard_that_is_taken_away_is_missed(name: str) -> None:
     """A few of the controls, and few worlds; `scripts/sim --controls` does them all."""

@@ -9,6 +9,7 @@ store/segments/00000001.seg …
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from replicator.core.errors import ConfigError, StoreLocked
 from replicator.core.files import sync_directory, write_durably
 
 FORMAT: Final = "replicator store 1\n"
+_OWNER_BYTES: Final = 32
 
 
 class StoreLayout:
@@ -64,12 +66,23 @@ class StoreLayout:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+            owner = os.pread(handle, _OWNER_BYTES, 0).decode(errors="replace").strip() or "unknown"
             os.close(handle)
             raise StoreLocked(
                 f"The store at {self.root} is in use by process {owner}.",
                 hint="Talk to that node, or stop it first.",
             ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        _write_owner(handle, str(os.getpid()))
         return handle
+
+    def release(self, handle: int) -> None:
+        """Give the lock back, and take our number out of it: it will be another process's one day."""
+        _write_owner(handle, "")
+        os.close(handle)
+
+
+def _write_owner(handle: int, text: str) -> None:
+    """For people only. Padded, so that it never needs more room than it has: a full disk must not keep a store shut."""
+    with suppress(OSError):
+        os.pwrite(handle, f"{text}\n".rjust(_OWNER_BYTES).encode(), 0)
+        os.ftruncate(handle, _OWNER_BYTES)

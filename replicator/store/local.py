@@ -116,7 +116,7 @@ class LocalStore:
             store.replayed = recover(layout, store.files, store.ledger, now_ns=store._clock.now_ns())
             store._inspection.absolve()
         except BaseException:
-            os.close(handle)
+            layout.release(handle)
             raise
         if store.replayed.blocks or store.replayed.skipped_bytes:
             get_logger().info(
@@ -422,7 +422,7 @@ class LocalStore:
         self._threads.shutdown()
         self.files.close()
         self.ledger.close()
-        os.close(self._lock_handle)
+        self._layout.release(self._lock_handle)
 
 
 def _joined(run: list[Piece]) -> Buffer:

@@ -232,6 +232,18 @@ def test_what_the_index_has_lost_is_found_by_its_bytes(bench: Bench) -> None:
     assert bench.store.read(ids_of(blocks)).faults == []
 
 
+def test_what_the_index_has_lost_and_the_disk_too_is_not_rescued(bench: Bench) -> None:
+    """A header that says a name proves nothing: the bytes below it must be those of that name."""
+    blocks = sealed_blocks(1, 2, 3)
+    put(bench.store, blocks)
+    rotten, sound = blocks[1].header.block_id, blocks[2].header.block_id
+    bench.rot(rotten)
+    for lost in (rotten, sound):
+        bench.forget_row(lost)
+    assert bench.store.rescue([rotten, sound]) == [sound]
+    assert [fault.block_id for fault in bench.store.read(ids_of(blocks)).faults] == [rotten]
+
+
 def test_blocks_of_a_kind_are_listed(bench: Bench) -> None:
     record = sealed_block(9, kind=Kind.RECORD)
     put(bench.store, [*sealed_blocks(1, 2), record])

@@ -144,6 +144,41 @@ def test_a_writer_that_is_told_here_lifts_the_sentence(bench: Bench) -> None:
     bench.store.end(writer)
 
 
+def test_a_sentence_that_is_lifted_between_plan_and_sweep_is_not_carried_out(bench: Bench) -> None:
+    put(bench.store, sealed_blocks(1, 3))
+    collect(bench.store, [], clock=bench.clock)
+    plan = plan_for(bench, [], is_rehearsal=False)
+    assert len(split_ids(plan.sweep)) == 2
+    writer = bench.store.begin("w")
+    assert bench.store.have(writer, ids_of(sealed_blocks(1)))
+    for _ in bench.collector().carry_out(plan, confirmed=True).steps():
+        pass
+    assert present(bench) == set(ids_of(sealed_blocks(1)))
+
+
+def test_a_sentence_that_was_passed_anew_since_the_plan_waits_for_its_own_epoch(bench: Bench) -> None:
+    """Lifted, and passed again by a later run: the sweep of the earlier plan is not the one to carry it out."""
+    put(bench.store, sealed_blocks(1))
+    name = ids_of(sealed_blocks(1))
+    shelves = bench.store.shelves
+    shelves.condemn(name, epoch=2, now_ns=0)
+    shelves.revive(name)
+    shelves.condemn(name, epoch=7, now_ns=0)
+    assert shelves.sweep(name, epoch_below=7) == 0 and present(bench) == set(name)
+    assert shelves.sweep(name, epoch_below=8) > 0 and present(bench) == set()
+
+
+def test_a_rehearsal_begins_no_epoch(bench: Bench) -> None:
+    """Or a dry run would tell a later collection that writers from before it are writers from after a sentence."""
+    collector = bench.collector()
+    told = {collector.begin(is_rehearsal=True).epoch for _ in range(3)}
+    real = collector.begin()
+    assert told == {real.epoch}
+    collector.begin(is_rehearsal=True)
+    bench.crash()
+    assert bench.collector().begin().epoch == real.epoch + 1
+
+
 # -- killed between any two steps -------------------------------------------------------------
 
 

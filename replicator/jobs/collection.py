@@ -10,7 +10,8 @@ from blake3 import blake3
 from protocol.ids import BlockId, SnapshotId, split_ids
 from replicator.catalog.manifest.walk import closure
 from replicator.catalog.model import Snapshot
-from replicator.core.errors import DeletionOff, StoreFull, UsageError
+from replicator.catalog.records import SnapshotRecord, open_record
+from replicator.core.errors import BlockMissing, DeletionOff, StoreFull, UsageError
 from replicator.core.logging import get_logger
 from replicator.core.progress import Progress
 from replicator.jobs.bulk import BulkGuard
@@ -34,6 +35,9 @@ class CollectionJobs:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._guard = BulkGuard(parts.catalog, parts.store, parts.clock.now_ns)
+        self._strays: dict[BlockId, float] = {}
+        self._waiting: list[tuple[BlockId, bytes]] = []
+        """Records without a row that may be about to get one: what they need is spared."""
 
     async def collect(self, context: JobContext) -> dict[str, Any]:
         """`{"grace_s": number|None, "dry_run": bool, "undo": bool, "confirmed": bool, "give_up": bool}`."""
@@ -72,7 +76,8 @@ class CollectionJobs:
         check = RecordCheck(
             store=parts.store, catalog=parts.catalog, reader=parts.reader, offload=parts.offload, clock=parts.clock
         )
-        for verdict in await check.take_back_lost():
+        verdicts, self._waiting = await check.take_back_lost(self._strays)
+        for verdict in verdicts:
             get_logger().warning("collect.snapshot_lost", snapshot=verdict.subject, done=verdict.done)
 
     async def _run_with_room(
@@ -142,11 +147,16 @@ class CollectionJobs:
                 await self._walk(snapshot, marks, seen)
                 walked.add(snapshot.snapshot_id)
                 progress.advance(1)
+        for block, signed in self._waiting:
+            with suppress(BlockMissing):  # Not whole: it can become no snapshot, and must not keep the rest from going.
+                await self._walk_record(block, open_record(signed), marks, seen)
         return marks.finish()
 
     async def _walk(self, snapshot: Snapshot, marks: MarkSet, seen: set[BlockId]) -> None:
-        marks.add(snapshot.record_block)
-        record = snapshot.record
+        await self._walk_record(snapshot.record_block, snapshot.record, marks, seen)
+
+    async def _walk_record(self, block: BlockId, record: SnapshotRecord, marks: MarkSet, seen: set[BlockId]) -> None:
+        marks.add(block)
         async for _, packed in closure(self._parts.reader, record.root, record.shape, seen=seen):
             if packed:
                 marks.add(packed)

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import trio
+
 from protocol.ids import BlockId, SnapshotId, split_ids
 from protocol.wire.envelope import parse_header, seal
 from protocol.wire.hashing import Kind
@@ -72,15 +74,35 @@ class RecordCheck:
             look.verdicts.append(await self._take_back(block, signed))
         return look.verdicts
 
-    async def take_back_lost(self) -> list[Verdict]:
+    async def take_back_lost(self, seen: dict[BlockId, float]) -> tuple[list[Verdict], list[tuple[BlockId, bytes]]]:
         """Of a check only the third part, and cheap: what a collection must know before it judges anything.
+
+        While a writer is at work a record without a row may be its own, a moment before the row: that one is given
+        back, for whoever judges to spare what it needs. But on some nodes a writer is always at work. So `seen` keeps
+        when each was met first, and one that is older than a lease is nobody's any more: who wrote it has published
+        it by then, or has lost the right to.
 
         The number that catalogue and store share tells of an older catalogue only if something was opened or closed
         since that copy was made. A node that was killed, and got a copy from the same run, has neither.
         """
         strays = await self._offload.run(self._unexplained)
         is_quiet = not [holder for holder in self._store.holders() if holder != _HOLDER]
-        return [await self._take_back(block, signed) for block, signed in strays.items() if is_quiet]
+        now = trio.current_time()
+        for block in seen.keys() - strays.keys():
+            del seen[block]
+        verdicts: list[Verdict] = []
+        waiting: list[tuple[BlockId, bytes]] = []
+        for block, signed in strays.items():
+            if is_quiet or now - seen.setdefault(block, now) > self._lease_s():
+                verdicts.append(await self._take_back(block, signed))
+            else:
+                waiting.append((block, signed))
+        return verdicts, waiting
+
+    def _lease_s(self) -> float:
+        lease = self._store.begin(_HOLDER)
+        self._store.end(lease)
+        return lease.lasts_s
 
     # -- in a worker thread ---------------------------------------------------------------
 

@@ -19,8 +19,10 @@ from replicator.catalog.records import sign_record
 from replicator.core.errors import CatalogError
 from replicator.core.progress import Progress
 from replicator.jobs.care import CareJobs
+from replicator.jobs.collection import CollectionJobs
 from replicator.jobs.runner import JobContext
 from replicator.monitor.alerts import find_alerts
+from replicator.repair.records import RecordCheck
 from replicator.repair.scrub import Scrubber
 from replicator.sync.publish import store_record
 from tests.support.blocks import from_body
@@ -113,6 +115,41 @@ async def test_a_record_whose_writer_is_still_at_work_is_left_for_the_next_time(
     assert (await scrub(home))["verdicts"] == []
     home.store.end(writer)
     assert len((await scrub(home))["verdicts"]) == 1
+
+
+async def test_what_a_record_without_a_row_needs_is_spared_by_a_collection_while_a_writer_is_at_work(
+    home: Site, snapshot: Snapshot
+) -> None:
+    sql(home, "DELETE FROM snapshots")
+    writer = home.store.begin("receive")
+    jobs = CollectionJobs(home.parts)
+    for grace_s in (3600, 0, 0):
+        args = {"grace_s": grace_s, "confirmed": True}
+        done = await jobs.collect(JobContext("gc", "gc", args, Progress(clock=FakeMonotonic())))
+        assert (done["blocks_condemned"], done["blocks_swept"]) == (0, 0)
+    assert home.catalog.snapshots() == []
+    home.store.end(writer)
+    await jobs.collect(JobContext("gc", "gc", {}, Progress(clock=FakeMonotonic())))
+    assert [one.snapshot_id for one in home.catalog.snapshots()] == [snapshot.snapshot_id]
+
+
+async def test_a_record_without_a_row_is_entered_again_also_on_a_node_on_which_a_writer_is_always_at_work(
+    home: Site, snapshot: Snapshot
+) -> None:
+    sql(home, "DELETE FROM snapshots")
+    writer = home.store.begin("receive")
+    parts = home.parts
+    check = RecordCheck(
+        store=parts.store, catalog=parts.catalog, reader=parts.reader, offload=parts.offload, clock=parts.clock
+    )
+    seen: dict[BlockId, float] = {BlockId(b"o" * 32): 0.0}
+    assert len((await check.take_back_lost(seen))[1]) == 1
+    assert list(seen) == [snapshot.record_block]
+    seen[snapshot.record_block] -= writer.lasts_s
+    home.store.renew(writer)
+    [verdict], waiting = await check.take_back_lost(seen)
+    assert verdict.is_mended and not waiting
+    assert [one.snapshot_id for one in home.catalog.snapshots()] == [snapshot.snapshot_id]
 
 
 async def test_a_vanished_row_whose_blocks_are_gone_is_refused_by_name(home: Site, snapshot: Snapshot) -> None:

@@ -73,6 +73,8 @@ class IncomingRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     keep: str | None = None
     prefix: str | None = None
     passive: bool | None = None
+    quota: int | None = None
+    """Copies within an hour before it counts as a flood; 0 for no limit."""
 
 
 class PolicyRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

@@ -12,6 +12,7 @@ from replicator.catalog.catalog import EVERY_VOLUME
 from replicator.catalog.retention import parse_keep
 from replicator.catalog.terms import PULL, SyncTerms, check_terms
 from replicator.core.errors import NotFound, Stalled, UsageError
+from replicator.jobs.arrivals import quota_of, set_quota
 from replicator.jobs.due import pending_snapshots
 from replicator.jobs.parts import Parts
 from replicator.jobs.plans import describe_plan
@@ -185,6 +186,7 @@ class SyncViews:
                     "passive": rule is not None and rule.is_passive,
                     "decided_by": "" if rule is None else _decider(self._parts, rule.decided_by),
                     "asked_keep": "" if rule is None else rule.asked_keep,
+                    "quota": quota_of(catalog, volume.volume_id),
                 }
             )
         return found
@@ -201,7 +203,10 @@ class SyncViews:
         passive = request.passive if request.passive is not None else (known is not None and known.is_passive)
         parse_keep(keep)
         check_terms(SyncTerms(prefix=prefix))
-        catalog.set_copy_rule(volume.volume_id, keep=keep, prefix=prefix, is_passive=passive)
+        if request.quota is not None:
+            set_quota(catalog, volume.volume_id, request.quota)
+        if (request.keep, request.prefix, request.passive) != (None, None, None) or request.quota is None:
+            catalog.set_copy_rule(volume.volume_id, keep=keep, prefix=prefix, is_passive=passive)
         return next(one for one in self.incoming() if one["volume_id"] == volume.volume_id.hex())
 
     # -- once -----------------------------------------------------------------------------

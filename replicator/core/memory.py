@@ -14,7 +14,10 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 _KEEP_BYTES: Final = 64 * 1024 * 1024
-_GC_FIRST: Final = 50_000
+_GC_FIRST: Final = 10_000
+"""New objects between two looks for cycles. Python's 700 is too often for batches. More makes each look longer: 50,000
+objects that turn out to be garbage, as a flood of failing requests leaves them, held up the event loop for 80 ms.
+"""
 _ARENAS: Final = 4
 """Each arena keeps its own free pages; glibc's default of 8 a core would multiply what is kept."""
 

@@ -5,9 +5,10 @@ from typing import Final
 
 from protocol.ids import SnapshotId
 from replicator.catalog.catalog import Catalog
-from replicator.catalog.model import SiteSync, Volume
-from replicator.catalog.retention import Candidate, Verdict, plan_retention
+from replicator.catalog.model import SiteSync, Snapshot, Volume
+from replicator.catalog.retention import Candidate, CopyGuard, Verdict, plan_retention
 from replicator.catalog.terms import CONTINUOUS_TAG
+from replicator.jobs.arrivals import crowded_hours, note_arrivals
 from replicator.jobs.due import owed
 from replicator.jobs.parts import Parts
 
@@ -22,11 +23,17 @@ def prune_volume(parts: Parts, volume: Volume) -> int:
     would otherwise wait for somebody to do by hand what its rule says. Returns how many; none while the clock
     is not trusted, for a rule counts in hours and days.
     """
+    if volume.path is None:
+        note_arrivals(parts.catalog, volume.volume_id)
     gone = [verdict.snapshot_id for verdict in plan_pruning(parts.catalog, volume) if not verdict.reason]
     if not gone or parts.brake.why():
         return 0
     parts.ballast.with_room("pruning", lambda: parts.catalog.delete_snapshots(gone))
     return len(gone)
+
+
+def _candidates(snapshots: Sequence[Snapshot]) -> list[Candidate]:
+    return [Candidate(s.snapshot_id, s.record.sequence, s.received_ns, s.held) for s in snapshots]
 
 
 def plan_pruning(catalog: Catalog, volume: Volume) -> list[Verdict]:
@@ -37,10 +44,10 @@ def plan_pruning(catalog: Catalog, volume: Volume) -> list[Verdict]:
     """
     snapshots = catalog.snapshots(volume.volume_id)
     is_copy = volume.path is None
-    candidates = [Candidate(s.snapshot_id, s.record.sequence, s.received_ns, s.held) for s in snapshots]
+    candidates = _candidates(snapshots)
     if is_copy:
-        rule = catalog.copy_rules().get(volume.volume_id)
-        verdicts = plan_retention("" if rule is None else rule.keep, candidates, keep_first=True)
+        rule, guard = catalog.copy_rules().get(volume.volume_id), CopyGuard(crowded_hours(catalog, volume.volume_id))
+        verdicts = plan_retention("" if rule is None else rule.keep, candidates, guard=guard)
     else:
         promises = {one.volume_id: one.keep for one in catalog.protections()}
         verdicts = plan_retention(promises.get(volume.volume_id, ""), candidates)

@@ -12,7 +12,9 @@ from typing import Final
 
 from replicator.catalog.lost import RECOVERED
 from replicator.catalog.model import Protection
+from replicator.catalog.retention import hour_of
 from replicator.core.units import format_span
+from replicator.jobs.arrivals import crowded_hours, quota_of
 from replicator.jobs.bulk import HELD_FACT
 from replicator.jobs.parts import Parts
 from replicator.monitor.scrub import scrub_forecast
@@ -24,6 +26,8 @@ _QUIET_S: Final = 60.0
 """A peer without a link for this long is quiet: three times what finding a dead link takes."""
 _METADATA: Final = ("index", "catalogue", "record", "manifest")
 _LISTED_MAX: Final = 20
+_CROWD_TOLD_H: Final = 24
+"""A flood is told for a day after it was noticed: longer than anybody sleeps."""
 _SETTLE_S: Final = 15.0
 """After a start, links and overdue jobs get a moment before their absence is news."""
 
@@ -49,6 +53,7 @@ def find_alerts(parts: Parts, mesh: Mesh, *, started_ns: int, jobs_trouble: str 
         found += _of_peers(parts, mesh)
         found += _of_expectations(parts)
     found += _of_syncs(parts)
+    found += _of_copies(parts)
     return found
 
 
@@ -95,6 +100,22 @@ def _of_store(parts: Parts) -> Iterator[Alert]:
         yield Alert(
             "gc_held", "store", f"A collection is held: {why}.",
             "See `replicator gc --dry-run`. If it is meant, `replicator gc --yes`; if not, `replicator gc --off WHY`.",
+        )  # fmt: skip
+
+
+def _of_copies(parts: Parts) -> Iterator[Alert]:
+    """A source that sends far more often than anybody would: taken over, or a schedule that was mistyped."""
+    now_hour = hour_of(parts.clock.now_ns())
+    for volume in parts.catalog.volumes():
+        hours = [one for one in crowded_hours(parts.catalog, volume.volume_id) if 0 <= now_hour - one < _CROWD_TOLD_H]
+        if not hours:
+            continue
+        when = datetime.fromtimestamp(max(hours) * 3600, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        quota = quota_of(parts.catalog, volume.volume_id)
+        yield Alert(
+            "copies_crowded", f"{parts.catalog.peers.name_of(volume.origin)}/{volume.name}",
+            f"More than {quota} copies came in the hour of {when}: its first and its last count, no others.",
+            f"Find out why. If it is meant, `replicator sync incoming set {volume.name} --quota N`.",
         )  # fmt: skip
 
 

@@ -6,18 +6,20 @@ from typing import Any
 import pytest
 
 from protocol.ids import BlockId, SnapshotId
+from replicator.api.schema import IncomingRequest
 from replicator.app.peers import CataloguedPeers
 from replicator.catalog.manifest.entries import check_key
 from replicator.catalog.model import Snapshot
 from replicator.catalog.retention import Candidate, plan_retention
-from replicator.core.errors import CatalogError, Held, ManifestDamaged, NotFound, StoreError
+from replicator.core.errors import CatalogError, Held, ManifestDamaged, NotFound, StoreError, UsageError
 from replicator.core.progress import Progress
 from replicator.jobs.care import CareJobs
 from replicator.jobs.collection import CollectionJobs
 from replicator.jobs.pruning import prune_volume
 from replicator.jobs.runner import JobContext
+from replicator.monitor.alerts import find_alerts
 from tests.support.clocks import FakeMonotonic
-from tests.support.nodes import Site, open_site, write_tree
+from tests.support.nodes import Site, a_pair, open_site, write_tree
 from tests.support.store import damage
 
 HOUR_NS = 3600 * 10**9
@@ -88,6 +90,30 @@ def test_17_a_forged_time_makes_no_snapshot_newer() -> None:
     forged = Candidate(SnapshotId(b"f" * 16), 0, 10**18, "")
     stay = {one.snapshot_id for one in plan_retention("3", [*ours, forged]) if one.reason}
     assert stay == {one.snapshot_id for one in ours[-3:]}
+
+
+async def test_17_a_source_that_floods_its_copies_pushes_out_nothing_and_is_told_of(tmp_path: Path) -> None:
+    """The same client, with its own clock left alone: it just sends. (Days pass by writing down another time.)"""
+    async with a_pair(tmp_path) as (home, cabin):
+        volume = home.protect(write_tree(tmp_path / "data", files=1, size=10))
+        good = await home.take(volume)
+        await home.send(good, cabin)
+        a_day = 86_400 * 10**9
+        with cabin.catalog.db.write() as connection:
+            connection.execute("UPDATE snapshots SET received_ns = received_ns - ?", (a_day,))
+        decide = cabin.living.view.syncs.decide
+        assert decide(IncomingRequest(volume="data", keep="3", quota=4))["quota"] == 4
+        sent = []
+        for _ in range(12):
+            sent.append(await home.take(volume))
+            await home.send(sent[-1], cabin)
+        here = [one.snapshot_id for one in cabin.catalog.snapshots(volume.volume_id)]
+        assert good.snapshot_id in here and sent[0].snapshot_id in here and sent[-1].snapshot_id in here
+        assert len(here) <= 2 + 4
+        [alert] = [one for one in find_alerts(cabin.parts, cabin.mesh, started_ns=0) if one.kind == "copies_crowded"]
+        assert alert.subject == "home/data" and "--quota" in alert.hint
+        with pytest.raises(UsageError):
+            decide(IncomingRequest(volume="data", quota=1))
 
 
 async def test_20_a_peer_that_lost_its_state_has_signed_for_nothing(home: Site, tmp_path: Path) -> None:

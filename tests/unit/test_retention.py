@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.ids import SnapshotId
-from replicator.catalog.retention import Candidate, is_as_generous, parse_keep, plan_retention
+from replicator.catalog.retention import (
+    Candidate,
+    CopyGuard,
+    is_as_generous,
+    parse_keep,
+    plan_retention,
+)
 from replicator.core.errors import UsageError
 
 HOUR = 3600 * 10**9
@@ -139,11 +145,58 @@ def test_a_rule_is_read_with_spaces_and_capitals_and_an_empty_one_keeps_all() ->
     assert parse_keep("") == []
 
 
+# -- copies, and a source that was taken over --------------------------------------------------
+
+GUARD = CopyGuard(frozenset({START // HOUR, START // HOUR + 48}))
+MINUTE = HOUR // 60
+
+
+def guarded(rule: str, candidates: list[Candidate], guard: CopyGuard = GUARD) -> list[int]:
+    verdicts = plan_retention(rule, candidates, guard=guard)
+    return [int.from_bytes(verdict.snapshot_id, "big") for verdict in verdicts if verdict.reason]
+
+
 def test_of_copies_the_first_stays_whatever_comes_after_it() -> None:
-    """A source that was taken over floods its copies; what was there before that day is not pushed out."""
-    candidates = [one(n + 1, START + n * HOUR) for n in range(1000)]
-    kept_copies = [v.snapshot_id for v in plan_retention("2", candidates, keep_first=True) if v.reason]
-    assert [int.from_bytes(k, "big") for k in kept_copies] == [1000, 999, 1]
+    candidates = [one(n + 1, START + n * HOUR) for n in range(24)]
+    assert guarded("2", candidates) == [24, 23, 1]
+
+
+def test_a_plain_number_cannot_be_filled_in_a_minute() -> None:
+    """The last of each of three days stays beside it."""
+    good = [one(n + 1, START + n * 6 * HOUR) for n in range(12)]  # Three days of four.
+    junk = [one(100 + n, START + 73 * HOUR + n * MINUTE) for n in range(10)]
+    assert kept("9", [*good, *junk]) == list(range(109, 100, -1)), "as it was without the guard"
+    assert guarded("9", [*good, *junk], CopyGuard()) == [*range(109, 99, -1), 12, 8, 1], "and the first of this hour"
+
+
+@pytest.mark.parametrize("rule", ["10", "24h", "2h,3d", "1d", "24h,7d,4w"])
+def test_a_flood_within_an_hour_pushes_out_nothing_but_itself(rule: str) -> None:
+    good = [one(n + 1, START + n * HOUR) for n in range(48)]
+    first, last = one(100, START + 48 * HOUR + 1), one(700, START + 48 * HOUR + 59 * MINUTE)
+    junk = [one(101 + n, START + 48 * HOUR + n * (MINUTE // 20) + 2) for n in range(590)]
+    flooded = guarded(rule, [*good, first, *junk, last])
+    assert {100, 700} <= set(flooded), "the first and the last of the hour"
+    assert not {101 + n for n in range(590)} & set(flooded)
+    quiet = guarded(rule, [*good, first, last])
+    assert set(quiet) <= set(flooded), "what would be kept without the flood is kept with it"
+
+
+def test_only_an_hour_that_is_crowded_is_treated_so_and_without_a_rule_nothing_goes() -> None:
+    came = [one(n + 1, START + n * MINUTE) for n in range(20)]
+    assert guarded("30", came) == [20, 1]
+    assert guarded("30", came, CopyGuard()) == list(range(20, 0, -1))
+    assert guarded("", came) == list(range(20, 0, -1))
+
+
+def test_a_snapshot_that_is_held_stays_in_the_middle_of_a_flood() -> None:
+    over = [one(n + 1, START + n * MINUTE, "for the court" if n == 7 else "") for n in range(30)]
+    assert guarded("30", over) == [30, 8, 1]
+
+
+@given(rule=RULES, times=TIMES, held=HELD)
+def test_where_there_is_no_flood_the_guard_only_ever_adds(rule: str, times: list[int], held: set[int]) -> None:
+    candidates = candidates_of(times, held)
+    assert set(kept(rule, candidates)) <= set(guarded(rule, candidates, CopyGuard()))
 
 
 @given(rule=RULES, other=RULES, times=TIMES)

@@ -307,10 +307,11 @@ def list_incoming(*, common: Common = DEFAULT) -> int:
     value = connect(common).get("/v1/incoming")
     rows = [
         (one["volume"], one["from"], one["snapshots"], age(one["last_received_s"]), one["keep"] or "all",
-         one["decided_by"] or "-", one["asked_keep"] or "-", "passive" if one["passive"] else "")
+         f"{one['quota']}/h" if one["quota"] else "none", one["decided_by"] or "-", one["asked_keep"] or "-",
+         "passive" if one["passive"] else "")
         for one in value
     ]  # fmt: skip
-    head = ("VOLUME", "FROM", "SNAPSHOTS", "LAST RECEIVED", "KEEP", "DECIDED BY", "ASKED FOR", "")
+    head = ("VOLUME", "FROM", "SNAPSHOTS", "LAST RECEIVED", "KEEP", "QUOTA", "DECIDED BY", "ASKED FOR", "")
     common.output().result(value, lambda: table(rows, head))
     return 0
 
@@ -322,14 +323,18 @@ def set_incoming(
     keep: Annotated[str | None, Parameter(help="Which copies to keep: 30d,12m; empty for all.")] = None,
     prefix: Annotated[str | None, Parameter(help="Put this before its name here.")] = None,
     passive: Annotated[bool | None, Parameter(help="Do not offer the copies onward.")] = None,
+    quota: Annotated[
+        int | None, Parameter(help="Copies within an hour before it is a flood, of which two count; 0: no limit.")
+    ] = None,
     common: Common = DEFAULT,
 ) -> int:
     """Decide what this site keeps of a volume from elsewhere, whatever its sender asks for.
 
-    Buckets go by when this site received a copy; the newest and the first are always kept.
-    Exit codes: 0, 64 not a keep rule, 66 no such volume, 69 the node is down.
+    Buckets go by when this site received a copy. The newest and the first are always kept, and the last of each of
+    three days. Of an hour in which more came than the quota, only the first and the last count.
+    Exit codes: 0, 64 not a keep rule or quota, 66 no such volume, 69 the node is down.
     """
-    body = {"volume": volume, "keep": keep, "prefix": prefix, "passive": passive}
+    body = {"volume": volume, "keep": keep, "prefix": prefix, "passive": passive, "quota": quota}
     value = connect(common).post("/v1/incoming", body)
     common.output().result(value, lambda: print(f"{value['volume']}: keeping {value['keep'] or 'all'}."))
     return 0

@@ -112,5 +112,7 @@ async def _settle(world: World, what: str, still: object) -> None:
         while still():
             await trio.sleep(0.5)
             world.look()
+            if world.problems:
+                raise Violation(world.problems[0])
         return
     raise Violation(f"{what} have not come to an end: {still()}")

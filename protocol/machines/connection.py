@@ -117,6 +117,7 @@ class Connection:
     def __init__(self, *, is_dialer: bool, hello: Hello) -> None:
         self.state = State.GREETING
         self.version = 0
+        self._offered = hello.version_min, hello.version_max
         self._next_stream = 1 if is_dialer else 2
         self._peer_parity = 0 if is_dialer else 1
         self._peer_last = -self._peer_parity  # The first numbers are 1 and 2.
@@ -202,7 +203,7 @@ class Connection:
         hello = decode(body)
         if not isinstance(hello, Hello):
             raise Unexpected("the first frame is not a hello")
-        self.version = agree(hello.version_min, hello.version_max)
+        self.version = agree(self._offered, (hello.version_min, hello.version_max))
         self.state = State.OPEN
         return HelloReceived(hello, self.version)
 
@@ -211,10 +212,17 @@ class Connection:
         self._take_number(stream)
         if sum(1 for number in self._streams if number % 2 == self._peer_parity) >= STREAMS_MAX:
             raise CreditExceeded(f"over {STREAMS_MAX} streams at once")
-        request = decode(body)
+        request = self._decode(body)
         ended = bool(header.flags & END_STREAM)
         self._streams[stream] = _Stream(header.lane, they_ended=ended)
         return StreamOpened(stream, header.lane, request, ended)
+
+    def _decode(self, body: bytes) -> Message:
+        """A message of the agreed version: a release of that version would not know a later one either."""
+        item = decode(body)
+        if item.since > self.version:
+            raise Malformed(f"{type(item).__name__} is not part of version {self.version}, which was agreed")
+        return item
 
     def _take_number(self, stream: int) -> None:
         """Each number is used once. OPENs may come out of order, since each waits in its own lane."""
@@ -244,7 +252,7 @@ class Connection:
         ended = bool(header.flags & END_STREAM)
         event: Event
         if header.kind is FrameKind.MESSAGE:
-            event = MessageReceived(header.stream, decode(body), len(body), ended)
+            event = MessageReceived(header.stream, self._decode(body), len(body), ended)
         else:
             event = BlocksReceived(header.stream, body, ended)
         if ended:
@@ -282,11 +290,15 @@ class Connection:
         """Ask the peer for something; its answers come as events of the returned stream."""
         assert self.state is State.OPEN, self.state
         stream = self._next_stream
-        body = encode(request)
+        body = self._encode(request)
         self._next_stream += 2
         self._streams[stream] = _Stream(lane, open_waits=True, we_ended=end)
         self._send(FrameKind.OPEN, stream, body, lane=lane, flags=END_STREAM if end else 0)
         return StreamId(stream)
+
+    def _encode(self, item: Message) -> bytes:
+        assert item.since <= self.version, f"{type(item).__name__} to a peer of version {self.version}"
+        return encode(item)
 
     def can_open(self) -> bool:
         """Whether the peer's bound on streams leaves room for one more of ours."""
@@ -307,7 +319,7 @@ class Connection:
         return 0 if state is None else state.send_credit
 
     def send_message(self, stream: int, item: Message, *, end: bool = False) -> None:
-        self._send_content(FrameKind.MESSAGE, stream, (encode(item),), end=end)
+        self._send_content(FrameKind.MESSAGE, stream, (self._encode(item),), end=end)
 
     def send_blocks(self, stream: int, parts: Sequence[Buffer], *, end: bool = False) -> None:
         """Queue one BLOCKS frame; `parts` joined must be whole sealed blocks and fit `BLOCKS_FRAME_MAX`."""

@@ -18,9 +18,9 @@ OLDEST: Final = max(1, CURRENT - 1)
 """We speak this version and the one before: sites are never upgraded at the same moment."""
 
 
-def agree(low: int, high: int) -> int:
-    """The newest version that both we and a peer speaking `low`..`high` know. Raises `VersionMismatch`."""
-    chosen = min(high, CURRENT)
-    if chosen < max(low, OLDEST):
-        raise VersionMismatch(f"the peer speaks {low} to {high}, we speak {OLDEST} to {CURRENT}")
+def agree(ours: tuple[int, int], theirs: tuple[int, int]) -> int:
+    """The newest version in both ranges, lowest and highest. Raises `VersionMismatch` if there is none."""
+    chosen = min(ours[1], theirs[1])
+    if chosen < max(ours[0], theirs[0]):
+        raise VersionMismatch(f"the peer speaks {theirs[0]} to {theirs[1]}, we speak {ours[0]} to {ours[1]}")
     return chosen

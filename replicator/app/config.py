@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from protocol.messages.versions import CURRENT, OLDEST
 from replicator.core.errors import ConfigError, UsageError
 from replicator.core.units import parse_rate, parse_size, parse_span
 from replicator.ingest.config import IngestConfig
@@ -47,6 +48,8 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
     ballast: str = "16MiB"
     """Room in a file that is given up when the disk is full to the last byte, so that deleting can begin; "0" for
     none."""
+    protocol: str = "newest"
+    """The newest version of the protocol that peers are offered: the one before, while an upgrade is tried out."""
     log_level: str = "info"
 
 
@@ -84,6 +87,10 @@ gc = "on"
 segment_size = {segment_size}
 reserve = "256MiB"
 ballast = "16MiB"
+
+# The newest version of the protocol that peers are offered: "newest", or the number of the one before, while
+# an upgrade is being tried out.
+protocol = "newest"
 log_level = "info"
 """
 
@@ -117,6 +124,14 @@ def parse_config(raw: dict[str, Any], *, where: str) -> NodeConfig:
     return config
 
 
+def _protocol(text: str) -> int:
+    """Raises `UsageError`."""
+    spoken = {"newest": CURRENT} | {str(version): version for version in range(OLDEST, CURRENT + 1)}
+    if text not in spoken:
+        raise UsageError(f"this release does not speak version {text!r}.", hint=f"Say one of {', '.join(spoken)}.")
+    return spoken[text]
+
+
 def _check_values(config: NodeConfig, where: str) -> None:
     checks: list[tuple[str, Callable[[str], object], str]] = [
         ("listen", split_address, config.listen),
@@ -130,6 +145,7 @@ def _check_values(config: NodeConfig, where: str) -> None:
         ("segment_size", parse_size, config.segment_size),
         ("reserve", parse_size, config.reserve),
         ("ballast", parse_size, config.ballast),
+        ("protocol", _protocol, config.protocol),
     ]
     for key, parse, text in checks:
         try:
@@ -176,6 +192,7 @@ def mesh_config(config: NodeConfig) -> MeshConfig:
         advertise=tuple(config.advertise),
         rate_out_bytes=parse_rate(config.rate_out),
         rate_in_bytes=parse_rate(config.rate_in),
+        protocol_newest=_protocol(config.protocol),
     )
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from protocol.messages.versions import CURRENT
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshConfig:
@@ -13,3 +15,5 @@ class MeshConfig:
     rate_out_bytes: int = 0
     """Bulk bytes a second to all peers together; 0 is no limit."""
     rate_in_bytes: int = 0
+    protocol_newest: int = CURRENT
+    """The newest version of the protocol that peers are offered."""

@@ -16,7 +16,7 @@ from protocol.ids import SiteId
 from protocol.limits import HANDSHAKE_S
 from protocol.messages.registry import decode, encode
 from protocol.messages.session import Hello, PairJoin, PairWelcome, Refusal
-from protocol.messages.versions import CURRENT, OLDEST
+from protocol.messages.versions import OLDEST
 from replicator.core.errors import PeerError, ReplicatorError, StoreError, Unreachable
 from replicator.core.logging import get_logger
 from replicator.core.ports import Entropy, fraction
@@ -189,7 +189,7 @@ class Mesh:
             return None
         hello = Hello(
             version_min=OLDEST,
-            version_max=CURRENT,
+            version_max=self.config.protocol_newest,
             site_id=self.identity.site_id,
             incarnation=self._incarnation,
             name=self.name,

@@ -28,17 +28,19 @@ from protocol.machines.reconcile_turn import (
 )
 from protocol.merkle import codes, diff
 from protocol.merkle.cells import pack_records
-from protocol.messages import registry, versions
+from protocol.messages import registry
 from protocol.messages.blocks import WantBlocks
+from protocol.messages.mesh import PaceNotice
 from protocol.messages.registry import Message, decode, encode, message
 from protocol.messages.session import Refusal
+from protocol.messages.snapshots import ListSnapshots
 from protocol.messages.summary import SummaryAnswers, SummaryCells, SummaryClose, SummaryList, SummaryUnknown
 from protocol.messages.versions import CURRENT, OLDEST, agree
 from protocol.wire.envelope import HEADER_BYTES, Codec, seal, unseal
-from protocol.wire.frames import FrameKind, pack_header
+from protocol.wire.frames import FrameKind, Lane, pack_header
 from protocol.wire.hashing import Kind, block_id, derived_key
 from tests.property.test_reconcile import random_set, side
-from tests.support.wire import all_frames, connection, greeted, hello
+from tests.support.wire import DIALER, LISTENER, Pair, all_frames, connection, greeted, hello
 
 WANT = WantBlocks(ids=bytes(32))
 CLOSE = SummaryClose(count=0, sum_a=0, sum_b=0)
@@ -106,25 +108,54 @@ def test_a_closed_connection_tells_no_room_and_no_credit() -> None:
 
 
 def test_versions_without_an_overlap_do_not_talk() -> None:
-    assert agree(1, 99) == CURRENT
+    ours = (OLDEST, CURRENT)
+    assert agree(ours, (1, 99)) == CURRENT
     assert max(1, CURRENT - 1) == OLDEST
-    for low, high in ((CURRENT + 1, CURRENT + 5), (0, OLDEST - 1)):
+    for theirs in ((CURRENT + 1, CURRENT + 5), (0, OLDEST - 1)):
         with pytest.raises(VersionMismatch):
-            agree(low, high)
+            agree(ours, theirs)
     assert hello().version_min == 1
 
 
+def test_a_side_that_offers_less_is_taken_at_its_word_by_both() -> None:
+    held_back = Connection(is_dialer=True, hello=replace(hello(), version_min=OLDEST, version_max=OLDEST))
+    usual = connection(is_dialer=False)
+    usual.receive_data(b"".join(held_back.next_frame()))
+    held_back.receive_data(b"".join(usual.next_frame()))
+    assert isinstance(usual.next_event(), HelloReceived) and isinstance(held_back.next_event(), HelloReceived)
+    assert usual.version == held_back.version == OLDEST
+
+
+@pytest.mark.parametrize("is_request", [True, False])
+def test_a_message_of_a_later_version_than_agreed_ends_the_link_and_is_not_sent_either(is_request: bool) -> None:
+    """A release of the agreed version would not know it: better found here than by the first mixed mesh."""
+    later = PaceNotice(rate_bytes=5)
+    assert later.since > OLDEST
+    pair = Pair()
+    pair.settle()
+    sender, receiver = pair.sides
+    request = ListSnapshots(volume_id=b"")
+    if is_request:
+        sender.open_stream(later, lane=Lane.CONTROL, end=True)
+    else:
+        stream = sender.open_stream(request, lane=Lane.CONTROL, end=False)
+        sender.send_message(stream, later)
+    receiver.version = OLDEST
+    with pytest.raises(Malformed, match="not part of version"):
+        while pair.write(DIALER):
+            pair.deliver(LISTENER)
+    receiver.version, sender.version = CURRENT, OLDEST
+    with pytest.raises(AssertionError, match="PaceNotice to a peer of version"):
+        sender.open_stream(later, lane=Lane.CONTROL, end=True)
+
+
 @pytest.mark.parametrize("is_dialer", [True, False])
-def test_a_site_of_the_next_version_and_one_of_this_agree_on_this(
-    is_dialer: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_site_of_the_next_version_and_one_of_this_agree_on_this(is_dialer: bool) -> None:
     """Sites are never upgraded at the same moment."""
     newer = Connection(is_dialer=is_dialer, hello=replace(hello(), version_min=CURRENT, version_max=CURRENT + 1))
     older = connection(is_dialer=not is_dialer)
     older.receive_data(b"".join(newer.next_frame()))
     assert isinstance(older.next_event(), HelloReceived)
-    monkeypatch.setattr(versions, "CURRENT", CURRENT + 1)
-    monkeypatch.setattr(versions, "OLDEST", CURRENT)
     newer.receive_data(b"".join(older.next_frame()))
     assert isinstance(newer.next_event(), HelloReceived)
     assert older.version == newer.version == CURRENT

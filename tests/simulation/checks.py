@@ -44,7 +44,7 @@ async def check_quiet(world: World) -> None:
     for site in world.sites:
         _check_kept(world, site)
         await _check_restores(world, site)
-        _check_audit(world, site)
+        await _check_audit(world, site)
         await _check_rest(site)
     await _check_convergence(world)
 
@@ -108,8 +108,12 @@ def _excuse(world: World, site: MemorySite, snapshot: Snapshot, error: BlockMiss
     world.trace.note(f"{site.name} has rightly lost {block.hex()[:12]}")
 
 
-def _check_audit(world: World, site: MemorySite) -> None:
+async def _check_audit(world: World, site: MemorySite) -> None:
     """Each line has its end; and whoever was served has a line for it as well."""
+    with trio.move_on_after(_BRIEFLY_S):
+        # What nobody has is asked for again now and then, also while we look: each time briefly.
+        while any(line.outcome == "asking" for line in site.catalog.repairs(limit=10_000)):
+            await trio.sleep(0.05)
     lines = site.catalog.repairs(limit=10_000)
     for line in lines:
         if line.outcome == "asking":

@@ -19,6 +19,7 @@ from replicator.catalog.manifest.walk import closure
 from replicator.catalog.model import Snapshot
 from replicator.core.errors import BlockMissing
 from replicator.testing.site import MemorySite
+from tests.simulation.mishaps import has_other_copy, is_sound
 from tests.simulation.model import Violation
 
 if TYPE_CHECKING:
@@ -78,6 +79,18 @@ def _at_once(snapshot: Snapshot, reader: AnyCopy) -> tuple[BlockId, ...]:
         needed: tuple[BlockId, ...] = done.value
         return needed
     raise AssertionError("a reader in memory has waited")
+
+
+def is_rightly_lost(world: World, site: MemorySite, snapshot: Snapshot) -> bool:
+    """Whether a fault has hit a block of it here, and nobody that can be asked has that block any more.
+
+    A person may delete the last other copy: what is asked for then cannot be given.
+    """
+    needed = (snapshot.record_block, *world.needs.of(snapshot, world.sites))
+    if len(needed) == 1:
+        return True
+    hit = world.model(site).damaged
+    return any(one in hit and not is_sound(site, one) and not has_other_copy(world, site, one) for one in needed)
 
 
 def check_whole(world: World, site: MemorySite) -> None:

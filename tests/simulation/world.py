@@ -43,6 +43,8 @@ _BUGS = frozenset(("job.bug", "worker.bug", "link.bug", "api.bug"))
 """What the product itself calls a mistake of ours."""
 _VERIFY_ONCE: Final = lru_cache(maxsize=4096)(verify_signature)
 """A signature is good or is not: asked a thousand times in a world, worked out once. It was a tenth of the time."""
+_WRITES_MAX: Final = 10_000
+"""Three times what the busiest worlds write. Who sends the same for ever would otherwise do so for hours of ours."""
 SMALL = IngestConfig(
     image_block_bytes=4096,
     piece_bytes_min=1024,
@@ -83,6 +85,7 @@ class World:
         self.models: dict[str, SiteModel] = {}
         self.paces: dict[str, PaceWatch] = {}
         self.problems: list[str] = []
+        self._writes = 0
         self.is_lively = False
         self.ever_crashed: set[str] = set()
         self.ever_full: set[str] = set()
@@ -177,6 +180,9 @@ class World:
 
     def _read_wire(self, source: str, target: str, data: bytes) -> None:
         self.trace.note_bytes(source, target, data)
+        self._writes += 1
+        if self._writes == _WRITES_MAX:
+            self.note_problem(f"{source} still sends to {target} after {_WRITES_MAX} writes: nothing comes to an end")
         excess = self.paces[source].note(data, trio.current_time())
         if excess > 0:
             self.note_problem(f"{source} sends {excess:.0f} bytes more than its rule allows")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from protocol.limits import SITE_RECORD_MAX, SNAPSHOT_RECORD_MAX
-from protocol.messages.fields import Root, Signature, Site, Snapshot, WantedIds
+from protocol.messages.fields import Root, Signature, Site, Snapshot, Volume, WantedIds
 from protocol.messages.registry import Message, Size, message
 
 
@@ -106,3 +106,15 @@ class NewKey(Message):
     """No snapshot of the old key has a higher sequence than this."""
     by_old: Signature
     by_new: Signature
+
+
+@message(code=0x6A, since=2)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyBlocks(Message):
+    """I am taking a snapshot that you will be offered, and send its blocks ahead.
+
+    On this stream I send `ProbeBlocks`, each answered by `ProbeAnswer`, and then what you lack of it. My end is a
+    `Noted`, answered by one when all of it is stored, not yet durably. Nothing is promised by either side.
+    """
+
+    volume_id: Volume

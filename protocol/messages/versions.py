@@ -9,7 +9,7 @@ from protocol.errors import VersionMismatch
 
 HISTORY: Final = {
     2: "A site tells how fast it may be sent to; copies with terms; receipts for what was pulled; probes for a plan; "
-    "introductions and new keys.",
+    "introductions and new keys; blocks sent ahead.",
     1: "The first: hello, pairing, snapshot offers and differences, blocks, summaries, repair.",
 }
 

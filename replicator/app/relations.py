@@ -5,7 +5,16 @@ from dataclasses import dataclass
 
 from protocol.ids import SiteId, VolumeId
 from protocol.messages.blocks import WantBlocks
-from protocol.messages.mesh import HandReceipt, Introduce, NewKey, OfferCopy, PaceNotice, ProbeBlocks, WantSiteRecord
+from protocol.messages.mesh import (
+    EarlyBlocks,
+    HandReceipt,
+    Introduce,
+    NewKey,
+    OfferCopy,
+    PaceNotice,
+    ProbeBlocks,
+    WantSiteRecord,
+)
 from protocol.messages.repair import RepairBlocks
 from protocol.messages.snapshots import ListSnapshots, OfferSnapshot, WantDiff
 from protocol.messages.summary import StandingRoots, SummaryOpen
@@ -21,6 +30,7 @@ from replicator.net.link import Handlers, Link
 from replicator.net.mesh import Mesh
 from replicator.repair.guardian import Guardian
 from replicator.store.ports import Fault
+from replicator.sync.early import EarlyReceiver
 from replicator.sync.incoming import Incoming, PaceKeeper
 from replicator.sync.neighbours import Neighbours
 from replicator.sync.orphans import Orphans
@@ -112,6 +122,7 @@ def _answer_peers(
         on_settled=on_settled,
     )
     server = Server(store=parts.store, catalog=parts.catalog, reader=parts.reader, offload=parts.offload, heal=heal)
+    early = EarlyReceiver(store=parts.store, offload=parts.offload, pace=relations.pace)
     guardian = Guardian(store=parts.store, catalog=parts.catalog, offload=parts.offload, clock=parts.clock)
     handlers: Handlers = {
         OfferSnapshot: incoming.offered,
@@ -124,6 +135,7 @@ def _answer_peers(
         StandingRoots: standing.asked,
         HandReceipt: incoming.receipt_handed,
         ProbeBlocks: incoming.probed,
+        EarlyBlocks: early.asked,
         PaceNotice: relations.pace.noted,
         WantSiteRecord: relations.neighbours.card_wanted,
         Introduce: relations.neighbours.introduced,

@@ -62,7 +62,10 @@ class SyncTerms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def wants(self, record: SnapshotRecord) -> bool:
         """Whether a snapshot passes the filters."""
-        return _meets(self.tags, record.tags) and _meets([TENANT + one for one in self.tenants], record.tags)
+        return self.wants_tags(record.tags)
+
+    def wants_tags(self, tags: Collection[str]) -> bool:
+        return _meets(self.tags, tags) and _meets([TENANT + one for one in self.tenants], tags)
 
     def wants_volume(self, record: SnapshotRecord) -> bool:
         """For a pull: whether the snapshot is of the volume that is wanted."""

@@ -72,6 +72,7 @@ async def run_in_order(
                     nursery.start_soon(slot.run, offload, work)
                     if len(waiting) == in_flight_max:
                         await take(await waiting.popleft().wait_answer())
+                        sealer.wake_ahead()
                     if sealer.is_commit_due and (commit is None or commit.is_done):
                         if commit is not None:
                             await commit.wait_answer()
@@ -79,6 +80,7 @@ async def run_in_order(
                         nursery.start_soon(commit.run, offload, sealer.commit)
             while waiting:
                 await take(await waiting.popleft().wait_answer())
+                sealer.wake_ahead()
             if commit is not None:
                 await commit.wait_answer()
         except (ReplicatorError, OSError) as error:

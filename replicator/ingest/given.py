@@ -19,7 +19,7 @@ from replicator.core.ports import Offload
 from replicator.core.progress import Progress
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.cutter import Cutter, PieceList
-from replicator.ingest.sealer import NodeBuffer, Sealer
+from replicator.ingest.sealer import Ahead, NodeBuffer, Sealer
 from replicator.ingest.sources import GivenImage, GivenPath, GivenTree, Taken
 from replicator.store.ports import BlockStore, Lease
 
@@ -27,11 +27,18 @@ _FOLDER_MODE = stat.S_IFDIR | 0o755
 
 
 async def take_given_tree(
-    source: GivenTree, *, store: BlockStore, lease: Lease, offload: Offload, progress: Progress, config: IngestConfig
+    source: GivenTree,
+    *,
+    store: BlockStore,
+    lease: Lease,
+    offload: Offload,
+    progress: Progress,
+    config: IngestConfig,
+    ahead: Ahead | None = None,
 ) -> Taken:
     """Put a given tree into the store. Raises `SourceError` for a path that no snapshot may hold, `StoreError`."""
     paths = _in_key_order(source.paths())
-    cutter, filler = Cutter(config), _Filler(store, lease, offload=offload, config=config)
+    cutter, filler = Cutter(config), _Filler(store, lease, offload=offload, config=config, ahead=ahead)
     editor = MapEditor(Shape.NAMES, filler.nodes, reader=None, base=None)
     progress.begin("reading", total=sum(len(one.content) for _, one in paths))
     for key, one in paths:
@@ -82,12 +89,19 @@ async def _entry(one: GivenPath, pieces: PieceList, filler: "_Filler") -> Entry:
 
 
 async def take_given_image(
-    source: GivenImage, *, store: BlockStore, lease: Lease, offload: Offload, progress: Progress, config: IngestConfig
+    source: GivenImage,
+    *,
+    store: BlockStore,
+    lease: Lease,
+    offload: Offload,
+    progress: Progress,
+    config: IngestConfig,
+    ahead: Ahead | None = None,
 ) -> Taken:
     """Put a given image into the store. Raises `StoreError`."""
     content, size = memoryview(source.content()), config.image_block_bytes
     zeros = bytes(size)
-    filler = _Filler(store, lease, offload=offload, config=config)
+    filler = _Filler(store, lease, offload=offload, config=config, ahead=ahead)
     editor = MapEditor(Shape.NUMBERS, filler.nodes, reader=None, base=None)
     progress.begin("reading", total=len(content))
     entries = 0
@@ -106,8 +120,10 @@ async def take_given_image(
 class _Filler:
     """Fills the store batch by batch."""
 
-    def __init__(self, store: BlockStore, lease: Lease, *, offload: Offload, config: IngestConfig) -> None:
-        self._sealer = Sealer(store, lease, commit_bytes=config.commit_bytes)
+    def __init__(
+        self, store: BlockStore, lease: Lease, *, offload: Offload, config: IngestConfig, ahead: Ahead | None
+    ) -> None:
+        self._sealer = Sealer(store, lease, commit_bytes=config.commit_bytes, ahead=ahead)
         self._offload = offload
         self._bodies: dict[BlockId, Buffer] = {}
         self._bytes = 0
@@ -134,6 +150,7 @@ class _Filler:
     async def _flush_bodies(self) -> None:
         bodies, self._bodies, self._bytes = self._bodies, {}, 0
         await self._offload.run(self._sealer.add, Kind.DATA, bodies)
+        self._sealer.wake_ahead()
 
     async def finish(self, root: BlockId, *, size_bytes: int, entries: int) -> Taken:
         await self._flush_bodies()

@@ -30,7 +30,7 @@ from replicator.core.ports import Offload, WallClock
 from replicator.core.progress import Progress
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.flow import run_in_order
-from replicator.ingest.sealer import NodeBuffer, Sealer
+from replicator.ingest.sealer import Ahead, NodeBuffer, Sealer
 from replicator.ingest.sources import ImageSource, Taken, Tally
 from replicator.ingest.still import RACY_NS, Stamp, stamp
 from replicator.ingest.witness import Seen, boot_id, holds_all, load_seen, save_seen, tells_every_write
@@ -47,6 +47,7 @@ async def take_image(
     clock: WallClock,
     memo: Path | None,
     config: IngestConfig,
+    ahead: Ahead | None = None,
 ) -> Taken:
     """Put an image into the store. Raises `SourceError`, `StoreError`."""
     began_ns = clock.now_ns()
@@ -60,7 +61,7 @@ async def take_image(
         tells = await offload.run(image.settle)
         holds_still = image.is_regular and image.before.newest_ns < racy_ns
         image.trusts_holes = holds_still
-        sealer = Sealer(store, lease, commit_bytes=config.commit_bytes)
+        sealer = Sealer(store, lease, commit_bytes=config.commit_bytes, ahead=ahead)
         taken = await _take_once(image, sealer, offload=offload, progress=progress, config=config)
         if image.trusts_holes and not image.held_still():
             image.trusts_holes = False
@@ -215,7 +216,13 @@ class _Image:
 
 
 async def _take_once(
-    image: _Image, sealer: Sealer, *, offload: Offload, progress: Progress, config: IngestConfig
+    image: _Image,
+    sealer: Sealer,
+    *,
+    offload: Offload,
+    progress: Progress,
+    config: IngestConfig,
+    ahead: Ahead | None = None,
 ) -> Taken:
     nodes = NodeBuffer(bytes_max=config.batch_bytes)
     # No base: what is put is looked up anyway, and nodes that did not change come out the same.

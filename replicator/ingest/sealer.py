@@ -6,7 +6,9 @@ the last snapshot is written again, and nothing relies on a block that the lease
 """
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from protocol.errors import BadBlock
 from protocol.ids import BlockId
@@ -14,6 +16,18 @@ from protocol.wire.envelope import Buffer, seal_named
 from protocol.wire.hashing import Kind
 from replicator.core.errors import StoreError
 from replicator.store.ports import BlockStore, Lease, SealedBlock
+
+
+class Ahead(Protocol):
+    """Somebody who wants to have each new block of data as soon as it is in the store."""
+
+    def add(self, blocks: Sequence[SealedBlock]) -> None:
+        """Called by worker threads; does not wait."""
+        ...
+
+    def wake(self) -> None:
+        """Called on the event loop, now and then after `add`."""
+        ...
 
 
 @dataclass(slots=True)
@@ -29,10 +43,11 @@ class SealedCounts:
 class Sealer:
     """One writer's way into the store. Blocking; may be called from several threads at once."""
 
-    def __init__(self, store: BlockStore, lease: Lease, *, commit_bytes: int) -> None:
+    def __init__(self, store: BlockStore, lease: Lease, *, commit_bytes: int, ahead: Ahead | None = None) -> None:
         self._store = store
         self._lease = lease
         self._commit_bytes = commit_bytes
+        self._ahead = ahead
         self._lock = threading.Lock()
         self._in_work: set[BlockId] = set()
         self._uncommitted = 0
@@ -57,6 +72,12 @@ class Sealer:
             with self._lock:
                 self._in_work.difference_update(mine)
         self._count(kind, added, fresh)
+        if self._ahead is not None and kind is Kind.DATA and fresh:
+            self._ahead.add(fresh)
+
+    def wake_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.wake()
 
     def _count(self, kind: Kind, added: int, fresh: list[SealedBlock]) -> None:
         sealed_bytes = sum(len(block.sealed) for block in fresh)

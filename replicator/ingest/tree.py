@@ -28,7 +28,7 @@ from replicator.ingest.files import ATTEMPTS_MAX, FileRead, FileReader, is_unrea
 from replicator.ingest.flow import run_in_order
 from replicator.ingest.memo import Folder, MemoReader, MemoWriter
 from replicator.ingest.scan import Found, Same, Scan, Step
-from replicator.ingest.sealer import Sealer
+from replicator.ingest.sealer import Ahead, Sealer
 from replicator.ingest.sources import Taken, TreeSource
 from replicator.ingest.witness import holds_nodes
 from replicator.store.ports import BlockStore, Lease
@@ -49,6 +49,7 @@ async def take_tree(
     clock: WallClock,
     memo: Path | None,
     config: IngestConfig,
+    ahead: Ahead | None = None,
 ) -> Taken:
     """Put a tree into the store. Raises `SourceError`, `StoreError`."""
     take = partial(
@@ -61,6 +62,7 @@ async def take_tree(
         began_ns=clock.now_ns(),
         memo=memo,
         config=config,
+        ahead=ahead,
     )
     try:
         return await take(may_build_upon=True)
@@ -79,9 +81,10 @@ async def _take_once(
     began_ns: int,
     memo: Path | None,
     config: IngestConfig,
+    ahead: Ahead | None,
     may_build_upon: bool,
 ) -> Taken:
-    sealer = Sealer(store, lease, commit_bytes=config.commit_bytes)
+    sealer = Sealer(store, lease, commit_bytes=config.commit_bytes, ahead=ahead)
     known = await offload.run(MemoReader, memo, config, source)
     base = known.root if may_build_upon else None
     if base is not None and not await offload.run(holds_nodes, store, lease, base, Shape.NAMES):

@@ -5,7 +5,7 @@ is not paused, and it has waited long enough since it last failed. What was due 
 not run stays due: it runs once, when it can.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from protocol.ids import SiteId, SnapshotId
@@ -68,6 +68,20 @@ def pending_snapshots(catalog: Catalog, sync: SiteSync, receipts: Receipts) -> l
         if (snapshot.snapshot_id, sync.peer) not in receipts
         and names_snapshot(sync, snapshot, is_passive=snapshot.record.volume_id in passive)
     ]
+
+
+def ships_at_once(sync: SiteSync, volume: Volume, tags: Collection[str], now_ns: int) -> bool:
+    """Whether a snapshot of ours that is being taken now will be brought over by this sync as soon as it is there."""
+    terms = sync.terms
+    return (
+        terms.direction == PUSH
+        and sync.volume_id in (EVERY_VOLUME, volume.volume_id)
+        and not terms.cron
+        and not sync.paused
+        and terms.open_hours.at(now_ns)
+        and may_try(sync, now_ns)
+        and terms.wants_tags(tags)
+    )
 
 
 def owed(catalog: Catalog) -> dict[SnapshotId, list[SiteSync]]:

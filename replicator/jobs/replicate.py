@@ -181,6 +181,14 @@ class SyncJobs:
     async def _bring(
         self, link: Link, sync: SiteSync, item: "Snapshot | Remote", context: JobContext
     ) -> dict[str, Any]:
+        # Whoever sends blocks ahead of a snapshot ends at once when somebody waits here.
+        context.progress.begin(f"waiting for {link.name}", unit="blocks")
+        async with link.bulk_turn:
+            return await self._bring_now(link, sync, item, context)
+
+    async def _bring_now(
+        self, link: Link, sync: SiteSync, item: "Snapshot | Remote", context: JobContext
+    ) -> dict[str, Any]:
         parts = self._parts
         assert parts.mesh is not None
         plan = await self._plan(link, sync, item, context.progress)
@@ -193,6 +201,7 @@ class SyncJobs:
             with parts.mesh.pacing.job(sync.peer, OUT, sync.terms.rate_bytes):
                 done = await offer(link, item, every_s=every_s, job=context.job_id, on_progress=show, wishes=wishes)
             parts.catalog.add_receipt(item.snapshot_id, link.peer, encode(done.receipt))
+            link.sent_ahead.discard(item.snapshot_id)
         else:
             assert self._receiving is not None
             context.progress.begin(f"fetching {item.record.volume_name} from {link.name}", unit="blocks")
@@ -226,8 +235,8 @@ class SyncJobs:
 
     async def _plan(self, link: Link, sync: SiteSync, item: "Snapshot | Remote", progress: Progress) -> SyncPlan | None:
         """For the history. A pull is not planned: to read its difference is most of the work that it saves."""
-        if not isinstance(item, Snapshot):
-            return None
+        if not isinstance(item, Snapshot) or item.snapshot_id in link.sent_ahead:
+            return None  # Of what was sent ahead, every block has been asked about already.
         progress.begin(f"planning with {link.name}", unit="blocks")
         try:
             with trio.move_on_after(_PLAN_S):

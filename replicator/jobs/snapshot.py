@@ -11,7 +11,9 @@ from replicator.catalog.records import SnapshotRecord, sign_record
 from replicator.catalog.terms import TENANT
 from replicator.core.errors import UsageError
 from replicator.ingest.pipeline import take
+from replicator.ingest.sealer import Ahead
 from replicator.ingest.sources import Taken
+from replicator.jobs.ahead import sending_ahead
 from replicator.jobs.parts import Parts
 from replicator.jobs.pruning import prune_volume
 from replicator.jobs.runner import JobContext
@@ -38,16 +40,19 @@ class SnapshotJobs:
         lease = parts.store.begin(f"snapshot {', '.join(volume.name for volume in volumes)}")
         signed: list[tuple[bytes, dict[str, Any]]] = []
         try:
-            for volume in volumes:
-                snapshot_id = SnapshotId(_derived(context.job_id, volume.volume_id.hex()))
-                if parts.catalog.has_snapshot(snapshot_id):
-                    continue
-                context.progress.detail = volume.name
-                signed.append(await self._take(volume, snapshot_id, context, lease, system_id, len(volumes)))
-            for record, result in signed:
-                name = await parts.offload.run(store_record, parts.store, lease, record)
-                publish_snapshot(parts.catalog, parts.store, lease, record, name)
-                results.append(result)
+            async with sending_ahead(parts) as ahead:
+                for volume in volumes:
+                    snapshot_id = SnapshotId(_derived(context.job_id, volume.volume_id.hex()))
+                    if parts.catalog.has_snapshot(snapshot_id):
+                        continue
+                    context.progress.detail = volume.name
+                    early = ahead.of(volume, snapshot_id, self._tags(volume, context))
+                    signed.append(await self._take(volume, snapshot_id, context, lease, system_id, len(volumes), early))
+                for record, result in signed:
+                    name = await parts.offload.run(store_record, parts.store, lease, record)
+                    publish_snapshot(parts.catalog, parts.store, lease, record, name)
+                    results.append(result)
+                parts.wake_scheduler()
         except Exception as error:
             for volume in volumes:
                 parts.catalog.note_protection_result(volume.volume_id, error=str(error))
@@ -61,7 +66,14 @@ class SnapshotJobs:
         return {"snapshots": results, "system_id": system_id.hex(), "pruned": pruned}
 
     async def _take(
-        self, volume: Volume, snapshot_id: SnapshotId, context: JobContext, lease: Lease, system_id: bytes, members: int
+        self,
+        volume: Volume,
+        snapshot_id: SnapshotId,
+        context: JobContext,
+        lease: Lease,
+        system_id: bytes,
+        members: int,
+        ahead: Ahead,
     ) -> tuple[bytes, dict[str, Any]]:
         parts = self._parts
         taken_ns = parts.clock.now_ns()
@@ -74,6 +86,7 @@ class SnapshotJobs:
             clock=parts.clock,
             memo=parts.memo_folder and parts.memo_folder / volume.volume_id.hex(),
             config=replace(parts.ingest, image_block_bytes=volume.block_bytes or parts.ingest.image_block_bytes),
+            ahead=ahead,
         )
         record = SnapshotRecord(
             snapshot_id=snapshot_id,
@@ -88,17 +101,17 @@ class SnapshotJobs:
             entries=taken.entries,
             block_bytes=volume.block_bytes,
             consistency="crash",
-            tags=(*context.args.get("tags", ()), *self._labels(volume)),
+            tags=self._tags(volume, context),
             system_id=system_id,
             system_size=members,
             skipped=len(taken.skipped),
         )
         return sign_record(record, parts.sign), describe_taken(record, taken)
 
-    def _labels(self, volume: Volume) -> list[str]:
+    def _tags(self, volume: Volume, context: JobContext) -> tuple[str, ...]:
         """Whose data it is travels with the snapshot, so that other sites can go by it."""
         tenant = self._parts.catalog.tenant_of(volume.volume_id)
-        return [TENANT + tenant] if tenant else []
+        return (*context.args.get("tags", ()), *([TENANT + tenant] if tenant else []))
 
 
 def describe_taken(record: SnapshotRecord, taken: Taken) -> dict[str, Any]:

@@ -200,6 +200,10 @@ class Link:
         self._slot = trio.Event()
         self.offered: set[SnapshotId] = set()
         """What we are offering the peer just now: it may read that, whatever else it may."""
+        self.bulk_turn = trio.Lock()
+        """Held by the one who brings a snapshot over, or sends blocks of one ahead."""
+        self.sent_ahead: set[SnapshotId] = set()
+        """Snapshots of which blocks were sent ahead, and that are still to be offered."""
         self.ready = trio.Event()
         self.closed = trio.Event()
         self.opened_at = trio.current_time()

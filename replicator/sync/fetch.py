@@ -244,7 +244,9 @@ class Fetcher:
     async def _keep(self, runs: list[bytes], request: Request) -> None:
         if not runs:
             return
-        blocks, new, body_bytes = await self._offload.run(self._prove_and_append, runs, request)
+        blocks, new, body_bytes = await self._offload.run(
+            prove_and_append, self._store, self._lease, runs, request.waiting, request.source.link.name
+        )
         sealed = sum(map(len, runs))
         self._since_commit += sealed
         self.counts.received += blocks
@@ -252,26 +254,29 @@ class Fetcher:
         self.counts.sealed_bytes += sealed
         self.counts.body_bytes += body_bytes
 
-    def _prove_and_append(self, runs: list[bytes], request: Request) -> tuple[int, int, int]:
-        """In a worker thread: open every block, check that it is one that we asked for, and write it.
 
-        Only what is written is no longer waited for: a source may lie in the middle, and what came before is asked
-        of others again.
-        """
-        blocks: list[SealedBlock] = []
-        come: set[BlockId] = set()
-        body_bytes = 0
-        for run in runs:
-            view, at = memoryview(run), 0
-            while at < len(view):
-                header, body = unseal(view, at)
-                if header.block_id in come or header.block_id not in request.waiting:
-                    raise BadBlock(f"{request.source.link.name} sent a block that nobody asked for")
-                come.add(header.block_id)
-                body_bytes += len(body)
-                end = at + header.sealed_bytes
-                blocks.append(SealedBlock(header, view[at:end]))
-                at = end
-        new = self._store.append(self._lease, blocks)
-        request.waiting.difference_update(come)
-        return len(blocks), new, body_bytes
+def prove_and_append(
+    store: BlockStore, lease: Lease, runs: Sequence[bytes], waiting: set[BlockId], name: str
+) -> tuple[int, int, int]:
+    """In a worker thread: open every block, check that it is one that we asked for, and write it.
+
+    Only what is written is no longer in `waiting`: a source may lie in the middle, and what came before is asked
+    of others again. Returns how many blocks came, how many were new, and what they unpack to.
+    """
+    blocks: list[SealedBlock] = []
+    come: set[BlockId] = set()
+    body_bytes = 0
+    for run in runs:
+        view, at = memoryview(run), 0
+        while at < len(view):
+            header, body = unseal(view, at)
+            if header.block_id in come or header.block_id not in waiting:
+                raise BadBlock(f"{name} sent a block that nobody asked for")
+            come.add(header.block_id)
+            body_bytes += len(body)
+            end = at + header.sealed_bytes
+            blocks.append(SealedBlock(header, view[at:end]))
+            at = end
+    new = store.append(lease, blocks)
+    waiting.difference_update(come)
+    return len(blocks), new, body_bytes

@@ -5,14 +5,14 @@ The receiving itself is `sync/receive.py`. Here is what surrounds it: who sends 
 know beforehand. An offer ends with its link; the receive need not (`orphans.py`).
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence, Set
 from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
 
-from protocol.errors import ProtocolError
-from protocol.ids import SiteId, split_ids
+from protocol.errors import ProtocolError, Unexpected
+from protocol.ids import BlockId, SiteId, split_ids
 from protocol.messages.mesh import HandReceipt, Noted, OfferCopy, PaceNotice, ProbeAnswer, ProbeBlocks
 from protocol.messages.registry import Message, encode
 from protocol.messages.snapshots import OfferSnapshot, Receipt
@@ -180,8 +180,20 @@ class Incoming:
             here = await self._offload.run(self._store.have, lease, ids)
         finally:
             self._store.end(lease)
-        lacking = bytearray((len(ids) + 7) // 8)
-        for number, block in enumerate(ids):
-            if block not in here:
-                lacking[number // 8] |= 1 << number % 8
-        await stream.send(ProbeAnswer(lacking=bytes(lacking)), end=True)
+        await stream.send(ProbeAnswer(lacking=lacking_bits(ids, set(ids) - here)), end=True)
+
+
+def lacking_bits(ids: Sequence[BlockId], lacking: Set[BlockId]) -> bytes:
+    """One bit for each id, as `ProbeAnswer` has them."""
+    bits = bytearray((len(ids) + 7) // 8)
+    for number, block in enumerate(ids):
+        if block in lacking:
+            bits[number // 8] |= 1 << number % 8
+    return bytes(bits)
+
+
+def lacking_ids(ids: Sequence[BlockId], answer: ProbeAnswer) -> set[BlockId]:
+    """Which of the ids that were asked about are lacking there. Raises `Unexpected`."""
+    if len(answer.lacking) != (len(ids) + 7) // 8:
+        raise Unexpected("a probe is not answered by its length in bits")
+    return {block for number, block in enumerate(ids) if answer.lacking[number // 8] >> number % 8 & 1}

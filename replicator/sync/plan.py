@@ -25,6 +25,7 @@ from replicator.core.units import format_size, format_span
 from replicator.net.link import Link
 from replicator.store.ports import BlockReader
 from replicator.sync.difference import DifferenceReader
+from replicator.sync.incoming import lacking_ids
 
 _SAMPLE_MAX: Final = 32 * 1024
 """Ids that are asked for: a mebibyte of questions. The error of an estimate from so many is under one percent."""
@@ -151,9 +152,9 @@ async def probe(link: Link, sample: Sample) -> set[BlockId]:
         part = ids[at : at + WANT_BLOCKS_MAX]
         async with link.open(ProbeBlocks(ids=b"".join(part)), lane=Lane.CONTROL) as stream:
             answer = await stream.receive()
-        if not isinstance(answer, ProbeAnswer) or len(answer.lacking) != (len(part) + 7) // 8:
-            raise Unexpected("a probe is not answered by its length in bits")
-        lacking.update(block for n, block in enumerate(part) if answer.lacking[n // 8] >> n % 8 & 1)
+        if not isinstance(answer, ProbeAnswer):
+            raise Unexpected("a probe is not answered")
+        lacking |= lacking_ids(part, answer)
     return lacking
 
 

@@ -54,6 +54,7 @@ RULES: Final[dict[type[Message], str]] = {
     mesh.Noted: ANSWER,
     mesh.HandReceipt: "read",
     mesh.ProbeBlocks: "offer",
+    mesh.EarlyBlocks: "offer",
     mesh.ProbeAnswer: ANSWER,
     mesh.WantSiteRecord: "introduce",
     mesh.SiteRecord: ANSWER,

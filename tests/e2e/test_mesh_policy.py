@@ -9,7 +9,7 @@ import trio
 
 from protocol.ids import BlockId
 from protocol.messages.blocks import WantBlocks
-from protocol.messages.mesh import ProbeAnswer, ProbeBlocks, WantSiteRecord
+from protocol.messages.mesh import EarlyBlocks, ProbeAnswer, ProbeBlocks, WantSiteRecord
 from protocol.messages.registry import Message, registered
 from protocol.messages.repair import RepairBlocks
 from protocol.messages.snapshots import ListSnapshots, SnapshotList, WantDiff
@@ -95,6 +95,7 @@ async def test_a_message_without_a_rule_is_refused_even_if_it_has_a_handler(tmp_
         ("read", lambda s: WantBlocks(ids=s.record.root)),
         ("repair", lambda s: RepairBlocks(ids=s.record.root, cause="corrupt")),
         ("offer", lambda s: ProbeBlocks(ids=s.record.root)),
+        ("offer", lambda s: EarlyBlocks(volume_id=s.record.volume_id)),
         ("introduce", lambda s: WantSiteRecord(reader=s.record.origin)),
     ],
     ids=lambda one: one if isinstance(one, str) else "",

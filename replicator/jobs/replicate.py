@@ -194,6 +194,7 @@ class SyncJobs:
         plan = await self._plan(link, sync, item, context.progress)
         show = _shown_in(context.progress)
         done: Offered | Pulled
+        ahead = (0, 0)
         if isinstance(item, Snapshot):
             context.progress.begin(f"syncing {item.record.volume_name} to {link.name}", unit="blocks")
             wishes = Wishes(keep=sync.keep, prefix=sync.terms.prefix, is_passive=sync.terms.is_passive)
@@ -201,7 +202,7 @@ class SyncJobs:
             with parts.mesh.pacing.job(sync.peer, OUT, sync.terms.rate_bytes):
                 done = await offer(link, item, every_s=every_s, job=context.job_id, on_progress=show, wishes=wishes)
             parts.catalog.add_receipt(item.snapshot_id, link.peer, encode(done.receipt))
-            link.sent_ahead.discard(item.snapshot_id)
+            ahead = link.sent_ahead.pop(item.snapshot_id, (0, 0))
         else:
             assert self._receiving is not None
             context.progress.begin(f"fetching {item.record.volume_name} from {link.name}", unit="blocks")
@@ -221,7 +222,7 @@ class SyncJobs:
                 parts.catalog.hold(item.record.snapshot_id, "fetched by hand")
             prune_volume(parts, parts.catalog.volume(item.record.volume_id))
         self.planner.note_rate(sync.peer, count=done.report.block_bytes, took_s=done.took_s)
-        sent = describe_done(item.record, done)
+        sent = describe_done(item.record, done, ahead=ahead)
         return {**sent, **compare(plan, sent)}
 
     def _keep_by_our_rule(self, sync: SiteSync, record: SnapshotRecord) -> None:
@@ -276,7 +277,8 @@ def _shown_in(progress: Progress) -> Callable[[SyncProgress], None]:
     return show
 
 
-def describe_done(record: SnapshotRecord, done: Offered | Pulled) -> dict[str, Any]:
+def describe_done(record: SnapshotRecord, done: Offered | Pulled, *, ahead: tuple[int, int] = (0, 0)) -> dict[str, Any]:
+    """What one snapshot took. `ahead`: blocks and bytes that had gone before the offer, while it was being taken."""
     report = done.report
     return {
         "snapshot": record.snapshot_id.hex(),
@@ -285,6 +287,8 @@ def describe_done(record: SnapshotRecord, done: Offered | Pulled) -> dict[str, A
         "blocks_twice": report.blocks_received_twice,
         "blocks_already_there": report.blocks_already_here,
         "block_bytes": report.block_bytes,
+        "ahead_blocks": ahead[0],
+        "ahead_bytes": ahead[1],
         "summary_bytes": report.diff_bytes,
         "summary_entries": report.diff_entries,
         "round_trips": report.round_trips,

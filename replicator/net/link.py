@@ -202,8 +202,8 @@ class Link:
         """What we are offering the peer just now: it may read that, whatever else it may."""
         self.bulk_turn = trio.Lock()
         """Held by the one who brings a snapshot over, or sends blocks of one ahead."""
-        self.sent_ahead: set[SnapshotId] = set()
-        """Snapshots of which blocks were sent ahead, and that are still to be offered."""
+        self.sent_ahead: dict[SnapshotId, tuple[int, int]] = {}
+        """How many blocks and bytes of snapshots that are still to be offered were sent ahead."""
         self.ready = trio.Event()
         self.closed = trio.Event()
         self.opened_at = trio.current_time()

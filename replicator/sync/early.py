@@ -131,12 +131,15 @@ class EarlySender:
         if not link.speaks(EarlyBlocks) or link.bulk_turn.locked():
             return  # Something else is being brought over: that was there first.
         async with link.bulk_turn:
-            link.sent_ahead.add(self._snapshot_id)
-            with self._pace():
-                async with link.open(EarlyBlocks(volume_id=self._volume_id), lane=Lane.SYNC, end=False) as stream:
-                    await self._talk(stream)
-                    await stream.send(Noted(), end=True)
-                    await stream.receive()
+            try:
+                with self._pace():
+                    async with link.open(EarlyBlocks(volume_id=self._volume_id), lane=Lane.SYNC, end=False) as stream:
+                        await self._talk(stream)
+                        await stream.send(Noted(), end=True)
+                        await stream.receive()
+            finally:
+                # Before the turn ends: the sync that has it next says in its report what came before it.
+                link.sent_ahead[self._snapshot_id] = (self.blocks, self.sealed_bytes)
 
     async def _talk(self, stream: Stream) -> None:
         asked: deque[list[SealedBlock]] = deque()

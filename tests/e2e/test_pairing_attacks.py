@@ -159,7 +159,7 @@ async def join_through(middle: str, code: PairingCode, joiner: Identity) -> str:
 
 
 async def test_a_hundred_times_somebody_in_the_middle_changes_something_and_is_found(tmp_path: Path) -> None:
-    """A bit flipped or the line cut anywhere, both ways: nobody is welcomed by what was changed, nobody else gets in."""
+    """A bit flipped or the line cut anywhere, both ways: nobody is welcomed by what was changed, or gets in."""
     rnd = random.Random(3)
     with open_site(tmp_path / "home", "home") as home:
         async with running(home):

@@ -140,6 +140,9 @@ def _print_runs(runs: list[dict[str, Any]]) -> None:
             )
         way = "to" if one["direction"] == "push" else "from"
         for sent in one["sent"]:
+            if sent["ahead_blocks"]:
+                said = f"{sent['ahead_blocks']:,} blocks, {format_size(sent['ahead_bytes'])}"
+                print(f"{shown(sent['volume'])} {sent['snapshot'][:12]}: {said} went while it was taken; then")
             print(
                 f"{shown(sent['volume'])} {sent['snapshot'][:12]} {way} {shown(one['peer'])}: "
                 f"{sent['blocks']:,} blocks, "
@@ -246,7 +249,7 @@ def _history_row(
     planned = sent.get("planned") or {}
     return (
         job["state"], result["peer"], sent["snapshot"][:12], sent["volume"],
-        format_size(planned["bytes"]) if planned else "-", format_size(sent["block_bytes"]),
+        format_size(planned["bytes"]) if planned else "-", format_size(sent["block_bytes"] + sent["ahead_bytes"]),
         "-" if planned.get("took_s") is None else format_span(planned["took_s"]), format_span(sent["took_s"]), "",
     )  # fmt: skip
 

@@ -160,13 +160,15 @@ class Demo:
         cap = parse_rate(self._rate)
         for source, target in ((home, cabin), (cabin, vault)):
             sent = self._sent(source, target, snapshots)
-            moved = sum(one["block_bytes"] for one in sent)
+            ahead = sum(one["ahead_bytes"] for one in sent)
+            moved = ahead + sum(one["block_bytes"] for one in sent)
             # What the cap binds is what left *this* site: others that hold a block serve it too, each under its own.
             left = sum(one["link_bytes_out"] for one in sent)
             took = self._span_s(source, target)
             rate = left / took if took else 0.0
             self.say(
-                f"  {source.name} to {target.name}: {format_size(moved)} in {format_span(took)}, {format_size(rate)}/s"
+                f"  {source.name} to {target.name}: {format_size(moved)}, of which {format_size(ahead)} went while the "
+                f"snapshot was taken and the rest in {format_span(took)}, {format_size(rate)}/s"
             )
             self.report.add(
                 f"first sync {source.name} to {target.name}, at most {self._rate}",
@@ -229,7 +231,7 @@ class Demo:
     ) -> None:
         for source, target in ((home, cabin), (cabin, vault)):
             sent = self._sent(source, target, snapshots)
-            moved = sum(one["block_bytes"] for one in sent)
+            moved = sum(one["block_bytes"] + one["ahead_bytes"] for one in sent)
             summary = sum(one["summary_bytes"] for one in sent)
             trips = max((one["round_trips"] for one in sent), default=0)
             twice = sum(one["blocks_twice"] for one in sent)

@@ -96,7 +96,7 @@ def _busy(site: MemorySite) -> bool:
 
 
 def _waits_for(world: World, site: MemorySite) -> str:
-    """Which syncs of a site are not done, for people. What has no copy left anywhere cannot be sent, and is not owed."""
+    """Which syncs of a site are not done, for people. What has no copy left cannot be sent, and is not owed."""
     catalog = site.catalog
     receipts = catalog.receipts()
     waiting = [

@@ -163,12 +163,12 @@ class Demo:
             ahead = sum(one["ahead_bytes"] for one in sent)
             moved = ahead + sum(one["block_bytes"] for one in sent)
             # What the cap binds is what left *this* site: others that hold a block serve it too, each under its own.
-            left = sum(one["link_bytes_out"] for one in sent)
-            took = self._span_s(source, target)
+            left = ahead + sum(one["link_bytes_out"] for one in sent)
+            took = self._span_s(source, target, is_ahead=ahead > 0)
             rate = left / took if took else 0.0
             self.say(
-                f"  {source.name} to {target.name}: {format_size(moved)}, of which {format_size(ahead)} went while the "
-                f"snapshot was taken and the rest in {format_span(took)}, {format_size(rate)}/s"
+                f"  {source.name} to {target.name}: {format_size(moved)} in {format_span(took)}, {format_size(rate)}/s"
+                f"; {format_size(ahead)} of it while the snapshot was taken"
             )
             self.report.add(
                 f"first sync {source.name} to {target.name}, at most {self._rate}",
@@ -199,11 +199,15 @@ class Demo:
             self.say("  (a node was restarted between the receipt and the report: the report is incomplete)")
         return [one for one in self._reports(source, target) if one["snapshot"] in wanted]
 
-    def _span_s(self, source: Site, target: Site) -> float:
-        """From the first sync's start to the last one's end: tree and image travel at the same time."""
+    def _span_s(self, source: Site, target: Site, *, is_ahead: bool) -> float:
+        """From the first sync's start to the last one's end: tree and image travel at the same time.
+
+        If blocks went ahead, they did from the moment in which the snapshot was begun.
+        """
+        jobs = source.get("/v1/jobs", limit=200)
         done = [
             job
-            for job in source.get("/v1/jobs", limit=200)
+            for job in jobs
             if job["kind"] == "sync"
             and job["result"]
             and job["result"]["peer"] == target.name
@@ -211,7 +215,8 @@ class Demo:
         ]
         if not done:
             return 0.0
-        span_ns: int = max(job["finished_ns"] for job in done) - min(job["started_ns"] for job in done)
+        begun = done + [job for job in jobs if is_ahead and job["kind"] == "snapshot"]
+        span_ns: int = max(job["finished_ns"] for job in done) - min(job["started_ns"] for job in begun)
         return span_ns / 1e9
 
     def _reports(self, source: Site, target: Site) -> list[dict[str, Any]]:
@@ -411,6 +416,7 @@ def run_demo(*, given: Path | None, keep: bool, rate: str, seed: int, work: Path
         else:
             demo.stop()
             if finished:
+                print(f"Clearing up: {folder} goes.", file=sys.stderr)
                 shutil.rmtree(folder, ignore_errors=True)
             else:
                 print(f"What there was is left in {folder}, with each node's node.log.", file=sys.stderr)

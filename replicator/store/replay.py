@@ -109,11 +109,14 @@ def _read_what_can_be_read(handle: int, count: int, at: int, unreadable: list[in
     try:
         data = pread_all(handle, count, at)
     except OSError:
-        unreadable.append(at)
-        data = b"".join(
-            _read_sector(handle, min(_SECTOR, at + count - begin), begin) for begin in range(at, at + count, _SECTOR)
-        )
-    return data.ljust(count, b"\0")
+        data = b""
+    if len(data) == count:
+        return data
+    # Refused, or less than the file is long: neither says what is there.
+    unreadable.append(at)
+    return b"".join(
+        _read_sector(handle, min(_SECTOR, at + count - begin), begin) for begin in range(at, at + count, _SECTOR)
+    )
 
 
 def _read_sector(handle: int, count: int, at: int) -> bytes:

@@ -46,6 +46,9 @@ from replicator.store.ports import BlockReader, BlockStore, Cause, Fault, ScrubC
 
 PART_BYTES: Final = 32 * 1024 * 1024
 """Read between two looks at the clock: half a second of a fast disk, and little memory."""
+_WHOLE_BYTES: Final = 4 * PART_BYTES
+"""The same for a pass at full speed, which gives way to nobody: a whole segment, mostly. Each part ends with two
+flushes: of the cursor, and of what was verified when."""
 _PASS: Final = "scrub.pass"
 _FINDINGS: Final = "scrub.findings"
 _KEPT_MAX: Final = 100
@@ -140,7 +143,7 @@ class Scrubber:
             progress.begin("reading every block", total=self.left_bytes)
             is_complete = False
             while not is_complete:
-                stepped = await self._step(past_cache=False)
+                stepped = await self._step(past_cache=False, bytes_max=_WHOLE_BYTES)
                 progress.advance(stepped.read_bytes)
                 progress.detail = self.pass_now.stage
                 is_complete = stepped.is_complete
@@ -152,7 +155,7 @@ class Scrubber:
             if self.is_between_passes:
                 await self._begin()
             began = trio.current_time()
-            stepped = await self._step(past_cache=True)
+            stepped = await self._step(past_cache=True, bytes_max=PART_BYTES)
             took_s = max(1e-6, trio.current_time() - began)
             if stepped.read_bytes >= PART_BYTES // 4:
                 rate = stepped.read_bytes / took_s
@@ -165,7 +168,7 @@ class Scrubber:
         self._report = ScrubReport()
         self._keep_pass()
 
-    async def _step(self, *, past_cache: bool) -> Stepped:
+    async def _step(self, *, past_cache: bool, bytes_max: int) -> Stepped:
         now = self.pass_now
         read_bytes = 0
         match now.stage:
@@ -177,7 +180,7 @@ class Scrubber:
                     self._take_down(verdict)
                 now.stage = "segments"
             case "segments":
-                read_bytes = await self._read_segments(past_cache=past_cache)
+                read_bytes = await self._read_segments(past_cache=past_cache, bytes_max=bytes_max)
             case _:
                 if await self._walk_on():
                     await self._end()
@@ -193,10 +196,10 @@ class Scrubber:
                 Verdict(what="index", subject="ledger", cause=wrong, place="the store", done=done, is_mended=True)
             )
 
-    async def _read_segments(self, *, past_cache: bool) -> int:
+    async def _read_segments(self, *, past_cache: bool, bytes_max: int) -> int:
         now, report = self.pass_now, self._report
         part = await self._offload.run(
-            lambda at: self._store.verify(after=at, bytes_max=PART_BYTES, past_cache=past_cache), _cursor(now.cursor)
+            lambda at: self._store.verify(after=at, bytes_max=bytes_max, past_cache=past_cache), _cursor(now.cursor)
         )
         report.blocks += part.blocks
         report.sealed_bytes += part.sealed_bytes

@@ -1,37 +1,22 @@
-"""The store of one node on one local file system.
+"""The store of one node on one local file system: its verbs, put together of its halves.
 
-The order of a commit, which everything else rests on:
-
-    bytes into the segment → fdatasync → rows into the ledger (one transaction, FULL) → return
-
-and for a new segment its name is made durable before its first byte. Whoever is told
-"committed" can pull the plug. Writers that commit at the same moment share one flush: one of
-them leads and takes everything that is pending, and each of the others waits only until *its*
-bytes are covered. (With a plain lock instead of that, the one that has just released it takes
-it again, and sixteen writers need as many flushes as one after the other would.)
-
-Blocks that are appended and not yet committed are known in memory only (`_pending`), so a
-second writer of the same bytes does not write them again, and a crash forgets exactly what
-nobody was promised.
-
-Invariant: an id is in the ledger only if a flush has covered its bytes.
+`commits` writes, `verify` reads, `inspection` looks at what is at rest, `shelves` is what a collector may do.
 """
 
-import errno
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final
 
 from protocol.ids import BlockId
-from protocol.wire.envelope import Buffer, Header
-from replicator.core.errors import SegmentLost, StoreError, StoreFull, StoreReadOnly
+from protocol.wire.envelope import Buffer
+from replicator.core.errors import StoreFull
 from replicator.core.logging import get_logger
 from replicator.core.ports import SystemClock, WallClock
+from replicator.store.commits import Commits
 from replicator.store.config import StoreConfig
 from replicator.store.inspection import LocalInspection
 from replicator.store.layout import StoreLayout
@@ -42,7 +27,6 @@ from replicator.store.ports import (
     Cause,
     Fault,
     Lease,
-    Place,
     ScrubCursor,
     SealedBlock,
     SealedRuns,
@@ -54,8 +38,6 @@ from replicator.store.replay import Replayed
 from replicator.store.segments import SegmentFiles
 from replicator.store.shelves import LocalShelves
 from replicator.store.verify import Piece, Wanted, read_pieces
-
-_COMMIT_ROWS_MAX: Final = 50_000
 
 
 class LocalStore:
@@ -80,14 +62,7 @@ class LocalStore:
         self.housekeeping = threading.Lock()
         """Held by whoever removes segments or rows, or makes the ledger anew."""
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="prove")
-        self._append_lock = threading.Lock()
-        self._commit_lock = threading.Lock()
-        self._turn = threading.Condition()
-        self._is_led = False
-        self._appended = self._flushed = 0
-        """How many batches were ever appended, and how many of them the last good flush has covered."""
-        self._pending: dict[BlockId, tuple[Header, Place]] = {}
-        self._committing: dict[BlockId, tuple[Header, Place]] = {}
+        self.commits = Commits(self, refuse_if_full=self._refuse_if_full)
         self.replayed = Replayed(0, 0, 0)
         self.shelves = LocalShelves(self)
         self._inspection = LocalInspection(self, clock=clock, threads=self._threads)
@@ -133,7 +108,7 @@ class LocalStore:
         Reads go on with what the old one knows; commits and collections wait, as long as it takes to read everything.
         """
         self.flush()
-        with self.housekeeping, self._commit_lock:
+        with self.housekeeping, self.commits.commit_lock:
             # The old one is not closed: a reader may be in the middle of it. It goes when nobody refers to it.
             self.ledger = rebuilt_ledger(self._layout, self.config, self.files, self.ledger, why=why)
 
@@ -159,43 +134,11 @@ class LocalStore:
             # is here: the other way round a sweep could carry it out in between.
             with self.noticing():
                 self.ledger.revive(list(condemned))
-        # No lock: an append holds it while it writes megabytes. A block goes from `_pending` to `_committing`
-        # to the ledger and is in at least one of them at every moment, so they are asked in that order.
-        here = {block for block in ids if block in self._pending or block in self._committing}
-        return here | self.ledger.present(ids)
+        # In this order: see `Commits`.
+        return self.commits.waiting(ids).keys() | self.ledger.present(ids)
 
     def append(self, lease: Lease, blocks: Sequence[SealedBlock]) -> int:
-        here = self.have(lease, [block.header.block_id for block in blocks])
-        with self._append_lock:
-            fresh: list[SealedBlock] = []
-            for block in blocks:
-                name = block.header.block_id
-                if name not in here and name not in self._pending and name not in self._committing:
-                    here.add(name)
-                    fresh.append(block)
-            if fresh:
-                # Under the lock: several who are told at once that there is room would fill the reserve together.
-                self._refuse_if_full(sum(len(block.sealed) for block in fresh))
-                self._write(fresh)
-        return len(fresh)
-
-    def _write(self, fresh: Sequence[SealedBlock]) -> None:
-        try:
-            places = self.files.append(fresh)
-        except OSError as error:
-            raise self._failure("Writing a segment", error) from error
-        for block, place in zip(fresh, places, strict=True):
-            self._pending[block.header.block_id] = (block.header, place)
-        self._appended += 1
-
-    def _failure(self, doing: str, error: OSError) -> StoreError:
-        what = f"{doing} failed: {error.strerror}."
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return StoreFull(what, hint="Free space on that disk.")
-        if error.errno == errno.EIO:
-            self.files.poisoned = what
-            return StoreReadOnly(what, hint="Check the disk, then restart the node.")
-        return StoreError(what)
+        return self.commits.append(blocks, here=self.have(lease, [block.header.block_id for block in blocks]))
 
     def reserve_bytes(self) -> int:
         """What writes must leave free on this disk."""
@@ -220,103 +163,27 @@ class LocalStore:
         self.leases.check(lease)
 
     def flush(self, *, keep_cached: bool = True) -> None:
-        """Make everything that is pending durable, whoever appended it.
+        """Make everything durable that was appended before, whoever did."""
+        self.commits.flush(keep_cached=keep_cached)
 
-        Returns when all that was appended before is.
-        """
-        with self._append_lock:
-            goal = self._appended
-        with self._turn:
-            self._turn.wait_for(lambda: not self._is_led or self._flushed >= goal or self.files.poisoned)
-            if self.files.poisoned:
-                raise StoreReadOnly(self.files.poisoned, hint="Check the disk, then restart the node.")
-            if self._flushed >= goal:
-                return
-            self._is_led = True
-        try:
-            self._flush_all(keep_cached=keep_cached)
-        finally:
-            with self._turn:
-                self._is_led = False
-                self._turn.notify_all()
-
-    def _flush_all(self, *, keep_cached: bool) -> None:
-        with self._commit_lock:
-            with self._append_lock:
-                if self.files.poisoned:  # Meanwhile: a move of blocks shares the segments, and their failed flush.
-                    raise StoreReadOnly(self.files.poisoned, hint="Check the disk, then restart the node.")
-                self._committing, self._pending = self._pending, {}
-                covers = self._appended
-                taken = self.files.take_unsynced()
-            if not self._committing:
-                self._flushed = covers
-                return
-            done = False
-            try:
-                self.files.sync(taken)
-                if not keep_cached:
-                    self.files.drop_cache(taken)
-                rows = list(self._committing.values())
-                for at in range(0, len(rows), _COMMIT_ROWS_MAX):
-                    self.ledger.insert(rows[at : at + _COMMIT_ROWS_MAX])
-                done = True
-                self._flushed = covers
-            except StoreReadOnly as error:
-                self.files.poisoned = error.message
-                raise
-            except SegmentLost as error:
-                # Whoever wrote there must not be told "committed" by a later flush that finds nothing to do.
-                self._committing = {b: e for b, e in self._committing.items() if e[1].segment not in error.numbers}
-                self.leases.break_all()
-                raise
-            finally:
-                with self._append_lock:
-                    if not done and not self.files.poisoned:
-                        # The bytes are flushed but nobody was told: the next commit enters them.
-                        self._pending = {**self._committing, **self._pending}
-                    self._committing = {}
-                    self.files.close_retired()
-
-    @contextmanager
-    def noticing(self) -> Iterator[None]:
+    def noticing(self) -> AbstractContextManager[None]:
         """A flush of the ledger that fails closes the store for writes, whoever asked for it."""
-        try:
-            yield
-        except StoreReadOnly as error:
-            self.files.poisoned = self.files.poisoned or error.message
-            raise
+        return self.commits.noticing()
 
     def full_segments(self) -> list[int]:
         """The segments that will never be appended to again."""
-        with self._append_lock:
-            return [number for number in self.files.numbers() if number != self.files.active]
+        return self.commits.full_segments()
 
     def rewrite(self, blocks: Sequence[SealedBlock]) -> None:
         """Give proven blocks a second place, make it durable, and only then let the ledger point there."""
-        if not blocks:
-            return
-        with self._commit_lock:
-            with self._append_lock:
-                try:
-                    places = self.files.append(blocks)
-                except OSError as error:
-                    raise self._failure("Moving blocks", error) from error
-                taken = self.files.take_unsynced()
-            with self.noticing():
-                self.files.sync(taken)
-                self.ledger.insert([(b.header, p) for b, p in zip(blocks, places, strict=True)], replace=True)
+        self.commits.rewrite(blocks)
 
     # -- reading --------------------------------------------------------------------------
 
     def wanted(self, ids: Sequence[BlockId]) -> tuple[list[Wanted], list[Fault]]:
         """Where these lie now, and faults for those that lie nowhere."""
         unique = list(dict.fromkeys(ids))
-        # Without the lock, as in `have`: a read does not wait for a write.
-        fresh = {
-            block: entry
-            for block in unique
-            if (entry := self._pending.get(block) or self._committing.get(block)) is not None
-        }
+        fresh = self.commits.waiting(unique)  # Before the ledger: see `Commits`.
         known = self.ledger.places([block for block in unique if block not in fresh])
         wanted: list[Wanted] = [(block, place, header.kind) for block, (header, place) in fresh.items()]
         wanted += [(block, place, kind) for block, (place, kind) in known.items()]
@@ -362,8 +229,7 @@ class LocalStore:
     def quarantine(self, faults: Sequence[Fault]) -> int:
         for fault in faults:
             if fault.place is not None:
-                with self._append_lock:
-                    self.files.stop_writing_to(fault.place.segment)
+                self.commits.stop_writing_to(fault.place.segment)
         with self.noticing():
             return self.ledger.quarantine(faults, now_ns=self._clock.now_ns())
 

@@ -6,45 +6,34 @@ from typing import Protocol
 
 from protocol.ids import BlockId
 from protocol.wire.envelope import Buffer, Header
-from replicator.store.leases import Leases
+from replicator.store.epochs import EpochRoom, EpochShelves
 from replicator.store.memory_disk import MemoryDisk, Row, Sentence
-from replicator.store.ports import Fault, Mark, Moved, Place, Shelf
+from replicator.store.ports import Fault, Moved, Place, Shelf
 
 
-class Backroom(Protocol):
+class Backroom(EpochRoom, Protocol):
     """The parts of `MemoryStore` that are nobody else's business."""
 
     disk: MemoryDisk
-    leases: Leases
     lock: RLock
     active: int | None
 
-    def flush(self) -> None: ...
     def rewrite(self, rows: Sequence[tuple[Header, bytes]]) -> None: ...
     def quarantine(self, faults: Sequence[Fault]) -> int: ...
     def open_row(self, block: BlockId, row: Row) -> tuple[bytes, Buffer] | Fault: ...
-    def rescue(self, ids: Sequence[BlockId]) -> list[BlockId]: ...
     def places(self, ids: Sequence[BlockId]) -> dict[BlockId, Place]: ...
     def ids(self) -> Iterator[bytes]: ...
 
 
-class MemoryShelves:
+class MemoryShelves(EpochShelves):
     """`Shelves` of a `MemoryStore`."""
 
     def __init__(self, room: Backroom) -> None:
+        super().__init__(room)
         self._room = room
 
-    def open_epoch(self, *, is_rehearsal: bool) -> Mark:
-        leases = self._room.leases
-        self._room.flush()
-        oldest = leases.oldest_epoch()
-        if is_rehearsal:
-            return Mark(leases.epoch + 1, oldest)
-        self._room.disk.epoch = leases.advance()
-        return Mark(self._room.disk.epoch, oldest)
-
-    def holders(self) -> list[str]:
-        return self._room.leases.holders()
+    def _keep_epoch(self, epoch: int) -> None:
+        self._room.disk.epoch = epoch
 
     def totals(self) -> tuple[int, int]:
         with self._room.lock:
@@ -109,9 +98,6 @@ class MemoryShelves:
         with self._room.lock:
             for block in ids:
                 self._room.disk.broken.pop(block, None)
-
-    def rescue(self, ids: Sequence[BlockId]) -> list[BlockId]:
-        return self._room.rescue(ids)
 
     # -- segments -------------------------------------------------------------------------
 

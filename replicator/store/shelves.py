@@ -11,9 +11,9 @@ from protocol.errors import ProtocolError
 from protocol.ids import BlockId
 from protocol.wire.envelope import HEADER_BYTES, parse_header
 from replicator.core.errors import StoreFull
-from replicator.store.leases import Leases
+from replicator.store.epochs import EpochRoom, EpochShelves
 from replicator.store.ledger import Ledger
-from replicator.store.ports import Fault, Mark, Moved, Place, SealedBlock, Shelf
+from replicator.store.ports import Fault, Moved, Place, SealedBlock, Shelf
 from replicator.store.replay import sound_blocks
 from replicator.store.segments import SEGMENT_HEADER_BYTES, SegmentFiles
 from replicator.store.verify import closing_handle, pread_all, read_pieces
@@ -22,42 +22,30 @@ _ROWS: Final = 256
 _INVENTORY: Final = 4096
 
 
-class Backroom(Protocol):
+class Backroom(EpochRoom, Protocol):
     """The parts of `LocalStore` that are nobody else's business."""
 
     files: SegmentFiles
     ledger: Ledger
-    leases: Leases
     housekeeping: Lock
 
-    def flush(self) -> None: ...
     def noticing(self) -> AbstractContextManager[None]: ...
     def full_segments(self) -> list[int]: ...
     def rewrite(self, blocks: Sequence[SealedBlock]) -> None: ...
     def quarantine(self, faults: Sequence[Fault]) -> int: ...
     def still_faulty(self, suspects: Sequence[Fault]) -> list[Fault]: ...
-    def rescue(self, ids: Sequence[BlockId]) -> list[BlockId]: ...
 
 
-class LocalShelves:
+class LocalShelves(EpochShelves):
     """`Shelves` of a `LocalStore`."""
 
     def __init__(self, room: Backroom) -> None:
+        super().__init__(room)
         self._room = room
 
-    def open_epoch(self, *, is_rehearsal: bool) -> Mark:
-        leases = self._room.leases
-        self._room.flush()
-        oldest = leases.oldest_epoch()
-        if is_rehearsal:
-            return Mark(leases.epoch + 1, oldest)
-        epoch = leases.advance()
+    def _keep_epoch(self, epoch: int) -> None:
         with self._room.noticing():
             self._room.ledger.set_fact("epoch", epoch)
-        return Mark(epoch, oldest)
-
-    def holders(self) -> list[str]:
-        return self._room.leases.holders()
 
     # -- the ledger's own verbs; it may be made anew at any moment, so it is asked for each time ---------------
 
@@ -169,9 +157,6 @@ class LocalShelves:
             moved += sum(len(block.sealed) for block in blocks)
             unreadable += len(faults)
         return Moved(at, moved, unreadable)
-
-    def rescue(self, ids: Sequence[BlockId]) -> list[BlockId]:
-        return self._room.rescue(ids)
 
     def remove(self, numbers: Sequence[int]) -> int:
         with self._room.housekeeping, self._room.noticing():

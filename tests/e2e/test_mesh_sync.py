@@ -147,7 +147,7 @@ async def test_what_a_cut_sync_had_stored_is_not_asked_for_again(tmp_path: Path)
             with pytest.raises(PeerError):
                 await home.send(snapshot, cabin)
             await wait_until(lambda: not cabin.store.leases.holders())
-            kept = len(cabin.store._pending) + cabin.store.statistics().blocks
+            kept = len(cabin.store.commits._pending) + cabin.store.statistics().blocks
             assert kept > 0, "something had arrived by then"
             report = (await home.send(snapshot, cabin)).report
             assert report.blocks_received == 400 - kept

@@ -57,7 +57,8 @@ def test_looking_up_and_reading_wait_for_no_writer_and_no_collection(tmp_path: P
         got.append(store.read_sealed(ids_of(blocks)).blocks_count)
 
     # As if somebody wrote, flushed, collected and rebuilt all at once, for ever.
-    with store._append_lock, store._commit_lock, store.housekeeping, store._turn:
+    commits = store.commits
+    with commits.append_lock, commits.commit_lock, store.housekeeping, commits._turn:
         thread = threading.Thread(target=look, daemon=True)
         thread.start()
         thread.join(30)

@@ -1,8 +1,11 @@
 """A first copy on a disk, and what the wire then has to bring."""
 
+import os
 import random
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +14,17 @@ from replicator.core.progress import Progress
 from replicator.jobs.runner import JobContext
 from replicator.jobs.seeding import SeedJobs
 from tests.e2e.test_mesh_difference import protect_image
-from tests.support.nodes import Site, a_pair, open_site, write_tree
+from tests.support.nodes import (
+    Node,
+    Site,
+    a_pair,
+    become_peers,
+    eventually,
+    open_site,
+    started,
+    tree_of,
+    write_tree,
+)
 
 KIB = 1024
 BLOCK = 64 * KIB
@@ -93,3 +106,84 @@ async def test_a_damaged_seed_enters_no_snapshot(tmp_path: Path, harm: str) -> N
             await take_in(cabin, travels)
         assert harm != "origin" or type(caught.value).__name__ == "Untrusted"
         assert len(cabin.catalog.snapshots()) == before == 0
+
+
+# -- by the command line, between real nodes --------------------------------------------------
+
+
+def received_by(node: Node, source: str) -> int:
+    """Bytes that have come over the link from a peer."""
+    [peer] = [one for one in node.client.get("/v1/peers") if one["name"] == source]
+    return int(peer["bytes_in"])
+
+
+def sent_to(node: Node, peer: str) -> list[dict[str, Any]]:
+    """What the syncs of a node have brought there, oldest first."""
+    runs = [run for run in node.cli("sync", "history", "--json").json if run["state"] == "done"]
+    return [one for run in reversed(runs) if run["result"]["peer"] == peer for one in run["result"]["sent"]]
+
+
+@pytest.mark.slow
+def test_a_disk_carries_the_first_copy_and_the_wire_only_what_has_changed_since(tmp_path: Path) -> None:
+    home, cabin = Node(tmp_path / "home", "home"), Node(tmp_path / "cabin", "cabin")
+    data = write_tree(tmp_path / "data", files=40, size=60_000)
+    travels = tmp_path / "travels"
+    with started(home, cabin):
+        become_peers(home, cabin)
+        assert home.cli("protect", str(data)).code == 0
+        assert home.cli("snapshot", "create", "data").code == 0
+        exported = home.cli("seed", "export", str(travels), "--json")
+        assert exported.code == 0 and exported.json["blocks"] > 40, exported
+        imported = cabin.cli("seed", "import", str(travels), "--json")
+        assert imported.code == 0 and imported.json["blocks_new"] == exported.json["blocks"], imported
+        assert "0 new" in cabin.cli("seed", "import", str(travels)).text
+        assert home.cli("seed", "export", str(travels)).code == 64, "there is a seed already"
+
+        write_tree(data, files=2, size=60_000, seed=5)
+        before = received_by(cabin, "home")
+        assert home.cli("snapshot", "create", "data").code == 0
+        assert home.cli("sync", "add", "--to", "cabin").code == 0
+        sent = eventually(lambda: done if len(done := sent_to(home, "cabin")) == 2 else None)
+        assert sorted(one["blocks"] for one in sent) == [0, 2], "the first is signed for without a block"
+        assert sum(one["blocks_twice"] for one in sent) == 0
+        assert received_by(cabin, "home") - before < 2 * 60_000 + 30_000
+        assert cabin.cli("restore", "data", str(tmp_path / "back")).code == 0
+        assert tree_of(tmp_path / "back") == tree_of(data)
+
+
+@pytest.mark.slow
+def test_files_that_the_destination_has_of_its_own_and_other_volumes_need_not_travel(tmp_path: Path) -> None:
+    """Somebody has carried the files over by hand, and protects them there; and a second volume holds the same."""
+    home, cabin = Node(tmp_path / "home", "home"), Node(tmp_path / "cabin", "cabin")
+    data = write_tree(tmp_path / "data", files=40, size=60_000)
+    theirs = write_tree(tmp_path / "rsynced", files=38, size=60_000)
+    with started(home, cabin):
+        become_peers(home, cabin)
+        assert cabin.cli("protect", str(theirs)).code == 0
+        assert cabin.cli("snapshot", "create", "rsynced").code == 0
+        assert home.cli("protect", str(data)).code == 0
+        assert home.cli("snapshot", "create", "data").code == 0
+        before = received_by(cabin, "home")
+        later = ("--window", f"{datetime.now(UTC) + timedelta(hours=3):%a %H:00-24:00}".lower())
+        sync = home.cli("sync", "add", "--to", "cabin", *later, "--json").json["sync_id"]
+        [planned] = home.cli("sync", "plan", sync, "--json").json
+        assert planned["plans"][0]["missing_blocks"] == 2
+        assert "95 % of what changed from local seeds" in planned["plans"][0]["sentence"]
+        assert home.cli("sync", "change", sync, "--window", "").code == 0
+        [sent] = eventually(lambda: sent_to(home, "cabin"))
+        assert (sent["blocks"], sent["blocks_already_there"]) == (2, 38)
+        assert received_by(cabin, "home") - before < 2 * 60_000 + 40_000, "of 2.4 megabytes"
+
+        # Another volume, most of which is the first one's.
+        (tmp_path / "second").mkdir()
+        for path in sorted(data.iterdir())[:30]:
+            (tmp_path / "second" / f"moved-{path.name}").write_bytes(path.read_bytes())
+        (tmp_path / "second" / "own").write_bytes(os.urandom(60_000))
+        before = received_by(cabin, "home")
+        assert home.cli("protect", str(tmp_path / "second")).code == 0
+        assert home.cli("snapshot", "create", "second").code == 0
+        sent = eventually(lambda: done[1] if len(done := sent_to(home, "cabin")) == 2 else None)
+        assert (sent["blocks"], sent["blocks_already_there"]) == (1, 30)
+        assert received_by(cabin, "home") - before < 60_000 + 40_000
+        assert cabin.cli("restore", "second", str(tmp_path / "back")).code == 0
+        assert tree_of(tmp_path / "back") == tree_of(tmp_path / "second")

@@ -134,13 +134,18 @@ def test_ids_that_crowd_one_cell_cost_no_more_than_to_name_them() -> None:
 
 
 # What a model of this exchange says that knows the differences beforehand (means over 20 seeds, of sets with 36-bit
-# sums in all records): bytes, and turns at most. The real thing must not cost more, but for 15 %.
+# sums in all records): bytes, and turns at most. The real thing must not cost more, but for 15 %, or more round trips.
+# (That two sets are equal the model knows from their roots alone: so do heartbeats, see tests/unit/test_standing.py.)
+# Of 1e7 and 1e8 blocks the model says 25,318 and 28,847 bytes for 1,000 differences: `python -m bench.reconcile 1e7`.
 EXPECTED = {
     (100_000, 1): (1_234, 2),
     (100_000, 10): (1_309, 3),
+    (100_000, 100): (2_818, 5),
     (100_000, 1_000): (22_462, 6),
     (100_000, 10_000): (208_201, 6),
+    (1_000_000, 10): (1_437, 3),
     (1_000_000, 1_000): (23_460, 6),
+    (1_000_000, 10_000): (212_149, 6),
 }
 
 
@@ -151,8 +156,10 @@ def test_bytes_and_turns_stay_with_the_model(blocks: int, differences: int) -> N
         rng = np.random.default_rng(seed)
         runs.append(measure(random_ids(rng, blocks), differences, rng).result)
     expected_bytes, expected_turns = EXPECTED[blocks, differences]
-    assert 0.6 * expected_bytes < np.mean([run.wire_bytes for run in runs]) <= 1.15 * expected_bytes
-    assert max(run.turns_count for run in runs) <= expected_turns
+    spent, turns = np.mean([run.wire_bytes for run in runs]), max(run.turns_count for run in runs)
+    print(f"{blocks:,} blocks, {differences:,} differences: {spent:,.0f} bytes for {expected_bytes:,}, {turns} turns")
+    assert 0.6 * expected_bytes < spent <= 1.15 * expected_bytes
+    assert (turns + 1) // 2 <= (expected_turns + 1) // 2
 
 
 def test_few_differences_cost_two_kilobytes_and_two_round_trips() -> None:

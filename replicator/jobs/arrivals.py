@@ -14,8 +14,12 @@ from replicator.catalog.retention import GUARDED_DAYS, hour_of
 from replicator.core.errors import UsageError
 
 QUOTA_PER_HOUR: Final = 120
-"""One each half minute: more often than people take them by schedule. A volume that is synced continuously in seconds
-needs a larger one (`sync incoming set --quota`)."""
+"""One each half minute: more often than people take them by schedule."""
+_PER_PROMISE: Final = 6
+"""A continuous sync takes three snapshots within the time that it promises; twice that is no flood yet."""
+_PROMISED_MOST: Final = 4000
+"""Whatever a source promises: it could promise each second, and then come each second. The last of each day stays
+beside any rule, so what a flood of so many could push out is an afternoon."""
 QUOTA_LEAST: Final = 2
 """The first and the last of an hour always count."""
 _REMEMBERED: Final = 24 * GUARDED_DAYS
@@ -63,7 +67,11 @@ def crowded_hours(catalog: Catalog, volume_id: bytes) -> frozenset[int]:
 def quota_of(catalog: Catalog, volume_id: bytes) -> int:
     """How many copies of a volume may come within an hour before it counts as a flood; 0 for no limit."""
     said = catalog.fact(f"quota:{volume_id.hex()}")
-    return QUOTA_PER_HOUR if said is None else int(said)
+    if said is not None:
+        return int(said)
+    every_s = min((one.every_s for one in catalog.expectations() if one.volume_id == volume_id), default=0)
+    promised = _PER_PROMISE * 3600 // every_s if every_s else 0
+    return max(QUOTA_PER_HOUR, min(promised, _PROMISED_MOST))
 
 
 def set_quota(catalog: Catalog, volume_id: bytes, quota: int) -> None:

@@ -1,12 +1,15 @@
 """Which snapshots stay: by what arrived when, in UTC, and in the order in which they were taken."""
 
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.ids import SnapshotId
+from protocol.ids import SiteId, SnapshotId, VolumeId
+from replicator.catalog.catalog import Catalog
 from replicator.catalog.retention import (
     Candidate,
     CopyGuard,
@@ -15,6 +18,8 @@ from replicator.catalog.retention import (
     plan_retention,
 )
 from replicator.core.errors import UsageError
+from replicator.jobs.arrivals import QUOTA_PER_HOUR, quota_of, set_quota
+from tests.support.clocks import FakeWallClock
 
 HOUR = 3600 * 10**9
 START = int(datetime(2026, 3, 1, tzinfo=UTC).timestamp()) * 10**9
@@ -209,3 +214,15 @@ def test_a_rule_that_is_called_as_generous_keeps_at_least_as_much(rule: str, oth
 def test_what_is_as_generous_and_what_is_not() -> None:
     assert is_as_generous("48h,7d,1w", "24h,7d") and is_as_generous("", "24h") and is_as_generous("24h", "24h")
     assert not is_as_generous("1", "24h") and not is_as_generous("24h", "") and not is_as_generous("24h,6d", "24h,7d")
+
+
+def test_a_quota_leaves_room_for_what_a_continuous_sync_has_promised_and_for_no_flood(tmp_path: Path) -> None:
+    volume, other, peer = VolumeId(b"v" * 16), VolumeId(b"w" * 16), SiteId(b"p" * 32)
+    with closing(Catalog(tmp_path / "catalog.sqlite", clock=FakeWallClock())) as catalog:
+        assert quota_of(catalog, volume) == QUOTA_PER_HOUR
+        for every_s, least, most in ((3600, 120, 120), (30, 360, 720), (5, 2160, 4320), (1, 120, 4320)):
+            catalog.expect(volume, peer, every_s=every_s)
+            assert least <= quota_of(catalog, volume) <= most
+        assert quota_of(catalog, other) == QUOTA_PER_HOUR
+        set_quota(catalog, volume, 7)
+        assert quota_of(catalog, volume) == 7, "what this site's operator says is not the source's to change"

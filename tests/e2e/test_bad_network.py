@@ -1,9 +1,9 @@
 """Real sites with a bad network between them: far, slow, lossy, cut, half-open."""
 
+import os
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -145,29 +145,40 @@ async def test_loss_costs_time_and_nothing_else(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_peer_that_cannot_be_heard_or_cannot_hear_is_noticed_within_thirty_seconds(tmp_path: Path) -> None:
-    with (
-        open_site(tmp_path / "home", "home") as home,
-        open_site(tmp_path / "cabin", "cabin") as cabin,
-        open_site(tmp_path / "tower", "tower") as tower,
-    ):
-        async with (
-            running(home, cabin, tower),
-            a_proxy(lambda: cabin.mesh.address, Weather()) as one,
-            a_proxy(lambda: tower.mesh.address, Weather()) as two,
-        ):
-            trust(home, cabin, address=one.address)
-            trust(home, tower, address=two.address)
-            links = [await home.link_to(cabin), await home.link_to(tower), await cabin.link_to(home)]
-            one.weather = replace(one.weather, lets_back=False)
-            two.weather = replace(two.weather, lets_out=False, lets_back=False)
-            began = trio.current_time()
-            with trio.fail_after(30):
-                for link in links:
-                    await link.closed.wait()
-            assert trio.current_time() - began > 5, "noticed by silence, not by a reset"
-            one.weather = two.weather = Weather()
-            await home.link_to(cabin)
-            await home.link_to(tower)
+    """One that does not answer, one behind a dead route, and one behind a tunnel that is narrower than it says.
+
+    There greetings and heartbeats pass, and a block and all after it do not.
+    """
+    async with AsyncExitStack() as stack:
+        home, *others = (stack.enter_context(open_site(tmp_path / name, name)) for name in ("home", "a", "b", "c"))
+        await stack.enter_async_context(running(home, *others))
+        proxies: list[Proxy] = []
+        for other in others:
+            proxy = await stack.enter_async_context(a_proxy(lambda other=other: other.mesh.address, Weather()))  # type: ignore[misc]
+            trust(home, other, address=proxy.address)
+            proxies.append(proxy)
+        links = [await home.link_to(other) for other in others]
+        links += [await others[0].link_to(home), await others[2].link_to(home)]
+        snapshot = await home.take(protect_image(home, image(tmp_path / "disk", MIB), block=65536))
+        sockets = in_use()[1]
+        proxies[0].weather = Weather(lets_back=False)
+        proxies[1].weather = Weather(lets_out=False, lets_back=False)
+        proxies[2].weather = Weather(carries_bytes=1400)
+        began = trio.current_time()
+        with trio.fail_after(30):
+            with pytest.raises(PeerError):
+                await home.send(snapshot, others[2])
+            for link in links:
+                await link.closed.wait()
+        assert trio.current_time() - began > 5, "noticed by silence, not by a reset"
+        for proxy in proxies:
+            proxy.weather = Weather()
+            proxy.cut()
+        for other in others:
+            await home.link_to(other)
+        done = await send_through_cuts(home, others[2], snapshot)
+        assert done.report.blocks_received == 16
+        await wait_until(lambda: in_use()[1] <= sockets)
 
 
 @pytest.mark.slow
@@ -204,3 +215,41 @@ async def test_a_half_open_connection_is_given_up_and_the_next_one_tried(tmp_pat
             proxy.weather = Weather()
             await home.link_to(cabin)
             assert proxy.connections_count >= 2
+
+
+def in_use() -> tuple[int, int]:
+    """Tasks of this loop, and sockets of this process. (Other files a store opens as it grows.)"""
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            found += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+    return trio.lowlevel.current_statistics().tasks_living, found
+
+
+async def test_a_storm_of_resets_costs_its_time_and_leaves_no_task_and_no_socket_behind(tmp_path: Path) -> None:
+    size = 24 * MIB
+    async with far_apart(tmp_path, Weather()) as (home, cabin, proxy):
+        first = await home.take(protect_image(home, image(tmp_path / "small", MIB), block=65536))
+        await home.send(first, cabin)
+        await wait_until(lambda: not cabin.store.leases.holders())
+        before = in_use()
+        snapshot = await home.take(protect_image(home, image(tmp_path / "disk", size), block=65536))
+
+        async def storm() -> None:
+            for _ in range(40):
+                await trio.sleep(0.02)
+                proxy.cut()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(storm)
+            await send_through_cuts(home, cabin, snapshot, most=500)
+        assert cabin.holds(snapshot)
+        await home.link_to(cabin)
+        await cabin.link_to(home)
+
+        def is_as_before() -> bool:
+            tasks, sockets = in_use()
+            return tasks <= before[0] and sockets <= before[1]
+
+        await wait_until(is_as_before)
+        assert cabin.store.leases.holders() == home.store.leases.holders() == []

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 
 import pytest
 
@@ -30,36 +31,45 @@ class Host:
 
     def blackhole(self, other: "Host") -> None:
         """What goes to that host vanishes without a word."""
-        ip("-n", self.name, "route", "add", "blackhole", f"{other.address}/32")
+        ip("-n", self.name, "rule", "add", "to", f"{other.address}/32", "priority", "100", "blackhole")
 
     def see_again(self, other: "Host") -> None:
-        ip("-n", self.name, "route", "del", "blackhole", f"{other.address}/32")
+        ip("-n", self.name, "rule", "del", "to", f"{other.address}/32", "priority", "100", "blackhole")
 
 
 @contextmanager
-def two_hosts(*, rate: str = "") -> Iterator[tuple[Host, Host]]:
-    """Two hosts and a cable; `rate` as tbf writes it, each way."""
+def hosts(count: int, *, rate: str = "") -> Iterator[list[Host]]:
+    """Hosts with a cable between each two; `rate` as tbf writes it, each way of each cable."""
     tag = f"rp{os.getpid() % 100_000}"
-    hosts = (Host(f"{tag}a", "10.213.7.1"), Host(f"{tag}b", "10.213.7.2"))
-    made = ip("netns", "add", hosts[0].name, check=False)
+    found = [Host(f"{tag}{letter}", f"10.213.7.{number + 1}") for number, letter in enumerate("abcdefgh"[:count])]
+    made = ip("netns", "add", found[0].name, check=False)
     if made.returncode:
         pytest.skip(f"no network namespaces on this machine: {made.stderr.strip()}")
     try:
-        ip("netns", "add", hosts[1].name)
-        ip("link", "add", f"{tag}x", "netns", hosts[0].name, "type", "veth", "peer", f"{tag}y", "netns", hosts[1].name)
-        for host, device in zip(hosts, (f"{tag}x", f"{tag}y"), strict=True):
-            ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", device)
-            for up in (device, "lo"):
-                ip("-n", host.name, "link", "set", up, "up")
-            if rate:
-                shaped = subprocess.run(
-                    [*host.prefix, "tc", "qdisc", "add", "dev", device, "root", "tbf", "rate", rate,
-                     "burst", "256kb", "latency", "100ms"],
-                    capture_output=True, text=True, timeout=20,
-                )  # fmt: skip
-                if shaped.returncode:
-                    pytest.skip(f"this kernel shapes no traffic: {shaped.stderr.strip()}")
-        yield hosts
+        for host in found[1:]:
+            ip("netns", "add", host.name)
+        for host in found:
+            ip("-n", host.name, "link", "set", "lo", "up")
+            ip("-n", host.name, "address", "add", f"{host.address}/32", "dev", "lo")
+        for number, (one, other) in enumerate(combinations(found, 2)):
+            near, far = f"{tag}x{number}", f"{tag}y{number}"
+            ip("link", "add", near, "netns", one.name, "type", "veth", "peer", far, "netns", other.name)
+            for host, device, at in ((one, near, other), (other, far, one)):
+                ip("-n", host.name, "link", "set", device, "up")
+                ip("-n", host.name, "route", "add", f"{at.address}/32", "dev", device, "src", host.address)
+                if rate:
+                    _shape(host, device, rate)
+        yield found
     finally:
-        for host in hosts:
+        for host in found:
             ip("netns", "del", host.name, check=False)
+
+
+def _shape(host: Host, device: str, rate: str) -> None:
+    shaped = subprocess.run(
+        [*host.prefix, "tc", "qdisc", "add", "dev", device, "root", "tbf", "rate", rate,
+         "burst", "256kb", "latency", "100ms"],
+        capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    if shaped.returncode:
+        pytest.skip(f"this kernel shapes no traffic: {shaped.stderr.strip()}")

@@ -43,6 +43,9 @@ class Weather:
     lets_out: bool = True
     """From whoever dialled. False: bytes vanish without a word, as behind a dead route."""
     lets_back: bool = True
+    carries_bytes: int = 0
+    """A piece that is larger, and all that comes after it on its way, vanishes: a tunnel that is narrower than it says.
+    0 is no limit."""
     accepts: bool = True
     """False: a connection is taken and nothing is ever passed on (half-open)."""
 
@@ -101,10 +104,12 @@ class Proxy:
         self, source: trio.SocketStream, send: trio.MemorySendChannel[tuple[float, bytes]], room: list, is_out: bool  # type: ignore[type-arg]
     ) -> None:  # fmt: skip
         free_at = trio.current_time()
+        is_stuck = False
         async with send:
             while data := await _received(source):
                 weather = self.weather
-                if not (weather.lets_out if is_out else weather.lets_back):
+                is_stuck |= 0 < weather.carries_bytes < len(data)
+                if is_stuck or not (weather.lets_out if is_out else weather.lets_back):
                     continue
                 now = trio.current_time()
                 free_at = max(now, free_at)

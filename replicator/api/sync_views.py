@@ -149,7 +149,12 @@ class SyncViews:
             found = []
             if sync.terms.direction == PULL:
                 have = self._parts.catalog.has_or_had
-                remote = plan_pull(await list_remote(link), terms=sync.terms, site_id=self._parts.site_id, have=have)
+                remote = plan_pull(
+                    await list_remote(link),
+                    terms=sync.terms,
+                    is_ours=self._parts.catalog.is_own_key(self._parts.site_id),
+                    have=have,
+                )
                 for one in remote[:_PLANNED_MAX]:
                     found.append((one.record, await self._syncs.planner.plan_pull(link, sync, one.record)))
             else:

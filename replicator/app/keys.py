@@ -151,8 +151,9 @@ def adopt_next_key(keys: KeyPlace, catalog: Catalog, *, now_ns: int) -> Identity
     for one in catalog.successions():
         if one.new == current:
             catalog.rename_site(one.old, one.new)
-            if catalog.fact(_SWITCH):
-                catalog.set_fact(_SWITCH, "")
+    # Not while another key waits: an earlier change is no reason to forget when the next one is due.
+    if catalog.fact(_SWITCH) and not keys.has_next():
+        catalog.set_fact(_SWITCH, "")
     return identity
 
 

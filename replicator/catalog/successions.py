@@ -8,6 +8,7 @@ cannot add to them.
 
 import json
 import sqlite3
+from collections.abc import Callable
 
 from protocol.ids import SiteId
 from replicator.catalog.model import Succession
@@ -60,6 +61,17 @@ class Successions:
                 return site
             key = followed[key].new
         return key
+
+    def is_own_key(self, current: SiteId) -> Callable[[SiteId], bool]:
+        """Whether a key is, or once was, that of the site whose key of today is `current`."""
+        before = {one.new: one.old for one in self.successions()}
+        ours, key = {current}, current
+        for _ in range(_CHAIN_MAX):
+            if key not in before:
+                break
+            key = before[key]
+            ours.add(key)
+        return ours.__contains__
 
     def rename_site(self, old: bytes, new: bytes) -> None:
         """Everything that the old key named is named by the new one from now on."""

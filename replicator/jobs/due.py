@@ -61,12 +61,18 @@ def pending_snapshots(catalog: Catalog, sync: SiteSync, receipts: Receipts) -> l
     # A site with a sync for each of a thousand volumes must not read everything a thousand times.
     candidates = catalog.snapshots(None if sync.volume_id == EVERY_VOLUME else sync.volume_id)
     rules = catalog.copy_rules()
+    origins = {volume.volume_id: volume.origin for volume in catalog.volumes()}
     passive = {volume for volume, rule in rules.items() if rule.is_passive}
     return [
         snapshot
         for snapshot in reversed(candidates)
         if (snapshot.snapshot_id, sync.peer) not in receipts
-        and names_snapshot(sync, snapshot, is_passive=snapshot.record.volume_id in passive)
+        and names_snapshot(
+            sync,
+            snapshot,
+            origin=origins[snapshot.record.volume_id],
+            is_passive=snapshot.record.volume_id in passive,
+        )
     ]
 
 

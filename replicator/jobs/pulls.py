@@ -75,7 +75,14 @@ class Pulls:
             try:
                 with trio.fail_after(_PATIENCE_S):
                     remote = await list_remote(link)
-                found = tuple(plan_pull(remote, terms=sync.terms, site_id=self._mesh.identity.site_id, have=self._has))
+                found = tuple(
+                    plan_pull(
+                        remote,
+                        terms=sync.terms,
+                        is_ours=self._catalog.is_own_key(self._mesh.identity.site_id),
+                        have=self._has,
+                    )
+                )
             except (PeerError, ProtocolError, ReplicatorError, trio.TooSlowError) as error:
                 get_logger().warning("pull.no_list", peer=link.name, error=str(error) or "too slow")
         self._seen[sync.sync_id] = Seen(trio.current_time(), found)

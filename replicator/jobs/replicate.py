@@ -129,7 +129,12 @@ class SyncJobs:
             link = await self._parts.mesh.wait_link(sync.peer, seconds=_LINK_WAIT_S)
             # Somebody who asks for a snapshot by hand wants it, whatever became of it here before.
             have = catalog.has_snapshot if "fetch" in context.args else catalog.has_or_had
-            remote = plan_pull(await list_remote(link), terms=sync.terms, site_id=self._parts.site_id, have=have)
+            remote = plan_pull(
+                await list_remote(link),
+                terms=sync.terms,
+                is_ours=self._parts.catalog.is_own_key(self._parts.site_id),
+                have=have,
+            )
             wanted = context.args.get("snapshot", "")
             fresh = [
                 one

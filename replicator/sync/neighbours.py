@@ -14,6 +14,8 @@ were told: the statement proves itself.
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import trio
+
 from protocol.errors import ErrorCode
 from protocol.ids import SiteId
 from protocol.messages.mesh import Introduce, NewKey, Noted, SiteRecord, WantSiteRecord
@@ -37,6 +39,9 @@ from replicator.net.site_record import (
 )
 
 _OVERLAP_S_MAX: Final = 366 * 86_400.0
+_TELL_AGAIN_S: Final = 30.0
+"""After a peer has not noted a key: it may not have heard of it from the one whose key it is, and takes nobody else's
+word."""
 
 
 class Neighbours:
@@ -60,6 +65,8 @@ class Neighbours:
         self._addresses = addresses
         self._trust_changed = trust_changed
         self._clock = clock
+        self._tell_again: dict[tuple[SiteId, SiteId], float] = {}
+        """By old key and peer, when to tell it once more. No more of them than keys that peers have not noted."""
 
     # -- introductions --------------------------------------------------------------------
 
@@ -150,7 +157,8 @@ class Neighbours:
         return next((one for one in self._catalog.successions() if one.old == self._site_id), None)
 
     def _own_snapshots(self) -> list[Snapshot]:
-        return [one for one in self._catalog.snapshots() if one.record.origin == self._site_id]
+        current_key = self._catalog.current_key
+        return [one for one in self._catalog.snapshots() if current_key(one.record.origin) == self._site_id]
 
     async def tell_keys(self, links: Sequence[Link]) -> None:
         """Let every peer know of every succession that it has not noted yet."""
@@ -158,11 +166,14 @@ class Neighbours:
             for link in links:
                 if link.peer in one.told or link.peer in (one.old, one.new) or not link.speaks(NewKey):
                     continue
+                if trio.current_time() < self._tell_again.get((one.old, link.peer), 0.0):
+                    continue
                 try:
                     async with link.open(_news(one), lane=Lane.CONTROL) as stream:
                         noted = isinstance(await stream.receive(), Noted)
                 except PeerError as error:
                     get_logger().warning("key.not_noted", peer=link.name, error=str(error))
+                    self._tell_again[one.old, link.peer] = trio.current_time() + _TELL_AGAIN_S
                     continue
                 if noted:
                     self._catalog.note_told(one.old, link.peer)
@@ -178,6 +189,10 @@ class Neighbours:
         peers = self._catalog.peers
         is_peer = any(peer.site_id == request.old for peer in peers.all())
         if is_peer and stream.peer != request.old:
+            if self._knows(request):
+                # It has told us itself. Whoever else tells us need not do so again.
+                await stream.send(Noted(), end=True)
+                return
             # It will tell us itself, over its own link, if it is so: a stolen key alone must not be enough.
             raise Untrusted(f"{stream.link.name} tells of a new key of another peer of ours.")
         if peers.is_revoked(request.new) or request.new == self._site_id:
@@ -190,6 +205,9 @@ class Neighbours:
         get_logger().info("key.noted", old=request.old.hex()[:12], new=request.new.hex()[:12])
         self._trust_changed()
         await stream.send(Noted(), end=True)
+
+    def _knows(self, told: NewKey) -> bool:
+        return any((one.old, one.new) == (told.old, told.new) for one in self._catalog.successions())
 
     def recognise(self, site: SiteId) -> bool:
         """A key has been proven in a handshake. Returns whether it has taken the place of a peer's old one just now."""

@@ -69,18 +69,18 @@ RULES: Final[dict[type[Message], str]] = {
 }
 
 
-def names_snapshot(sync: SiteSync, snapshot: Snapshot, *, is_passive: bool) -> bool:
+def names_snapshot(sync: SiteSync, snapshot: Snapshot, *, origin: SiteId, is_passive: bool) -> bool:
     """Whether a push of ours is to bring this snapshot to its peer.
 
     "Every volume" does not send a site its own back, nor onward what is kept passively; a sync that names the volume
-    does: the way home.
+    does: the way home. `origin` is the volume's, as it is called today: a record keeps the name that its site had then.
     """
     record = snapshot.record
     if sync.terms.direction != PUSH or not sync.terms.wants(record):
         return False
     if sync.volume_id == EVERY_VOLUME:
-        return record.origin != sync.peer and not is_passive
-    return record.volume_id == sync.volume_id and (not is_passive or record.origin == sync.peer)
+        return origin != sync.peer and not is_passive
+    return record.volume_id == sync.volume_id and (not is_passive or origin == sync.peer)
 
 
 class Policy:
@@ -103,8 +103,9 @@ class Policy:
             return True
         rule = self._catalog.copy_rules().get(record.volume_id)
         is_passive = rule is not None and rule.is_passive
+        origin = self._catalog.volume(record.volume_id).origin
         return any(
-            sync.peer == link.peer and names_snapshot(sync, snapshot, is_passive=is_passive)
+            sync.peer == link.peer and names_snapshot(sync, snapshot, origin=origin, is_passive=is_passive)
             for sync in self._catalog.syncs()
         )
 

@@ -54,15 +54,18 @@ async def list_remote(link: Link) -> list[Remote]:
 
 
 def plan_pull(
-    remote: Sequence[Remote], *, terms: SyncTerms, site_id: SiteId, have: Callable[[bytes], bool]
+    remote: Sequence[Remote], *, terms: SyncTerms, is_ours: Callable[[SiteId], bool], have: Callable[[bytes], bool]
 ) -> list[Remote]:
-    """What to fetch, newest first: what the terms want and is not here. Our own comes back only if it is named."""
+    """What to fetch, newest first: what the terms want and is not here. Our own comes back only if it is named.
+
+    `is_ours` knows every key that this site has ever had: a record names the one that signed it.
+    """
     return [
         one
         for one in sorted(remote, key=lambda one: (one.record.taken_ns, one.record.sequence), reverse=True)
         if terms.wants(one.record)
         and terms.wants_volume(one.record)
-        and (terms.volume or one.record.origin != site_id)
+        and (terms.volume or not is_ours(one.record.origin))
         and not have(one.record.snapshot_id)
     ]
 

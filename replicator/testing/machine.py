@@ -66,6 +66,10 @@ class MemoryMachine:
         self.power = Power()
         self.store: MachineStore | None = None
 
+    def configure(self, **settings: Any) -> None:
+        """Change lines of the `config.toml`. The next start reads it."""
+        self._settings |= settings
+
     @property
     def identity(self) -> Identity:
         return self.keys.load()

@@ -10,7 +10,7 @@ from replicator.api.schema import JobRequest, ProtectRequest
 from replicator.api.views import NodeView
 from replicator.app.node import LivingNode
 from replicator.catalog.catalog import Catalog
-from replicator.core.errors import JobError, Unreachable
+from replicator.core.errors import JobError, ReplicatorError, Unreachable
 from replicator.restore.memory import read_image, read_tree
 from replicator.testing.machine import MemoryMachine
 from replicator.testing.power import PowerCut
@@ -67,12 +67,17 @@ class MemorySite:
 
     async def _run(self, *, task_status: trio.TaskStatus[None]) -> None:
         self._scope = trio.CancelScope()
+        lives = 0
         try:
             with self._scope:
                 while await self._live(task_status):
-                    task_status = trio.TASK_STATUS_IGNORED
+                    task_status, lives = trio.TASK_STATUS_IGNORED, lives + 1
         except* PowerCut:
             pass  # what was durable is on the machine
+        except* ReplicatorError:
+            # As a process ends that finds a full disk when it puts itself together anew; a supervisor starts it again.
+            if not lives:
+                raise
         finally:
             self._node = None
             self.down.set()

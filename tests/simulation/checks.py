@@ -70,7 +70,8 @@ def _may_be_pruned(world: World, site: MemorySite, snapshot: Snapshot) -> bool:
     record = snapshot.record
     path = world.model(site).paths.get(record.volume_id)
     keeps = [one.keep for one in world.volumes_of(site) if one.path == path and one.every_s]
-    if record.origin != site.machine.identity.site_id or not keeps or not keeps[0]:
+    is_ours = site.catalog.current_key(record.origin) == site.catalog.current_key(site.machine.identity.site_id)
+    if not is_ours or not keeps or not keeps[0]:
         return False
     newer = [
         one
@@ -112,7 +113,7 @@ async def _check_audit(world: World, site: MemorySite) -> None:
     """Each line has its end; and whoever was served has a line for it as well."""
     with trio.move_on_after(_BRIEFLY_S):
         # What nobody has is asked for again now and then, also while we look: each time briefly.
-        while any(line.outcome == "asking" for line in site.catalog.repairs(limit=10_000)):  # noqa: ASYNC110  (an audit has no event)
+        while any(line.outcome == "asking" for line in site.catalog.repairs(limit=10_000)):  # noqa: ASYNC110  (no event)
             await trio.sleep(0.05)
     lines = site.catalog.repairs(limit=10_000)
     for line in lines:

@@ -74,6 +74,13 @@ SOMETIMES: Final[dict[str, str]] = {
     "peer reborn": "a peer noticed, and forgot its receipts",
     "job cancelled": "an operator stopped a job",
     "sync paused": "an operator paused a sync",
+    "spoke the version before": "two sites had only the older version of the protocol in common",
+    "upgraded in mid-run": "a site came back with the newer release",
+    "put back to the version before": "a site came back with the older release",
+    "key change begun": "somebody made a new key for a site",
+    "key changed": "a peer took the new key for the old one",
+    "right taken": "a peer was to do less",
+    "right refused": "and was refused what it asked",
     "audit agreed": "summaries proved two sites equal",
     "audit differed": "summaries found a difference",
 }
@@ -87,6 +94,8 @@ FROM_LOG: Final[dict[str, str]] = {
     "peer.reborn": "peer reborn",
     "job.not_written": "job not written",
     "job.cancelled": "job cancelled",
+    "key.changed": "key changed",
+    "request.forbidden": "right refused",
 }
 
 

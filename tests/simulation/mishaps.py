@@ -295,14 +295,6 @@ async def _lie(world: World, step: Step) -> None:
     store.__dict__.pop("read_sealed", None)
 
 
-async def _revoke(world: World, step: Step) -> None:
-    site, other = world.site(step.site), world.site(step.other)
-    if (site.name, other.name) not in world.known_pairs():
-        return
-    if await world.attempt_now(site, "revoke", lambda: site.view.revoke(other.name)) is not None:
-        world.sometimes("revoked")
-
-
 MISHAPS: dict[str, Mishap] = {
     "reset": _reset,
     "cut": _cut,
@@ -320,5 +312,4 @@ MISHAPS: dict[str, Mishap] = {
     "lie": _lie,
     "lose_catalog": _lose_catalog,
     "delete": delete,
-    "revoke": _revoke,
 }

@@ -42,6 +42,11 @@ class Faults:
     lost_catalogs: int = 0
     deletes: int = 0
     revocations: int = 0
+    releases: int = 0
+    """Sites that come back with another release: the one before, or this one again."""
+    rotations: int = 0
+    narrowings: int = 0
+    """Rights that a peer loses for a while."""
 
     @classmethod
     def drawn(cls, chance: random.Random) -> "Faults":
@@ -97,6 +102,8 @@ class Plan:
     volumes: tuple[Volume, ...]
     rates: tuple[int, ...]
     """Bytes a second that each site may send in bulk; 0 for no limit."""
+    old: tuple[int, ...]
+    """Sites that begin with the release before, which offers no newer version of the protocol than it knew."""
     rounds: int
     faults: Faults
     steps: tuple[Step, ...]
@@ -116,6 +123,7 @@ _FAULT_VERBS: Final = {
     "metadata_rots": "rot_metadata",
     "full_disks": "fill_disk", "full_databases": "fill_database", "clock_jumps": "jump", "lies": "lie",
     "lost_catalogs": "lose_catalog", "deletes": "delete", "revocations": "revoke",
+    "releases": "other_release", "rotations": "rotate", "narrowings": "narrow",
 }  # fmt: skip
 
 
@@ -129,6 +137,7 @@ def make_plan(seed: int, *, faults: Faults | None = None, deeds: Mapping[str, in
     rounds = chance.choice((2, 2, 3))
     volumes = tuple(_volume(number, sites, pairs, chance) for number in range(chance.randint(2, 4)))
     onward = tuple(pair for pair in pairs if chance.random() < 0.3)
+    old = tuple(site for site in range(sites) if chance.random() < 0.5) if chance.random() < 0.35 else ()
     rates = tuple(chance.choice((0, 0, 20_000, 200_000)) for _ in range(sites))
     steps: list[Step] = []
     for number in range(rounds):
@@ -145,6 +154,7 @@ def make_plan(seed: int, *, faults: Faults | None = None, deeds: Mapping[str, in
         onward=onward,
         volumes=volumes,
         rates=rates,
+        old=() if faults == Faults() else old,
         rounds=rounds,
         faults=faults or drawn,
         steps=tuple(replace(step, number=number) for number, step in enumerate(steps)),

@@ -10,6 +10,7 @@ from replicator.jobs.due import pending_snapshots
 from replicator.testing.site import MemorySite
 from tests.simulation.mishaps import start_again
 from tests.simulation.model import Violation
+from tests.simulation.people import give_rights_back
 from tests.simulation.watch import read_history
 from tests.simulation.whole import is_rightly_lost
 
@@ -28,6 +29,7 @@ async def become_quiet(world: World) -> None:
     for site in world.sites:
         await site_is_up(world, site)
     world.look()
+    await _settle(world, "new keys", lambda: [site.name for site in world.sites if _has_key_to_come(site)])
     await _pair_again(world)
     for site in world.sites:
         world.set_standing(site, lively=False)
@@ -69,16 +71,26 @@ async def _pair_again(world: World) -> None:
     """Who has revoked a peer, or has lost its catalogue, trusts again: that takes a person on both sides."""
     for a, b in world.plan.pairs:
         one, other = world.site(a), world.site(b)
+        for here, there in ((one, other), (other, one)):
+            _forget_stale_keys(here, there)
         known = {peer.name for peer in one.catalog.peers.all()}, {peer.name for peer in other.catalog.peers.all()}
         if other.name not in known[0] or one.name not in known[1]:
             code = one.view.invite(minutes=10)["code"]
             await other.view.join(code)
             world.sometimes("paired again")
         for here, there in ((one, other), (other, one)):
+            give_rights_back(here, there.name)
             try:
                 await here.node.mesh.wait_link(there.machine.identity.site_id, seconds=_LINK_S)
             except Exception as error:
                 raise Violation(f"{here.name} and {there.name} do not find each other again: {error}") from error
+
+
+def _forget_stale_keys(here: MemorySite, there: MemorySite) -> None:
+    """Who was revoked while it changed its key, and paired anew, is known here twice: a person ends the older one."""
+    for peer in here.catalog.peers.all():
+        if peer.name == there.name and peer.site_id != there.machine.identity.site_id:
+            here.view.revoke(peer.name)
 
 
 def _check_scrub(world: World, site: MemorySite, report: dict[str, Any]) -> None:
@@ -91,12 +103,17 @@ def _check_scrub(world: World, site: MemorySite, report: dict[str, Any]) -> None
             raise Violation(f"{site.name} had {fault['block'][:12]} {fault['cause']}, and no fault has hit it")
 
 
+def _has_key_to_come(site: MemorySite) -> bool:
+    """Between two keys a node is down for a moment, and comes back by itself."""
+    return not site.is_up or site.view.mesh.site()["next_site_id"] is not None
+
+
 def _busy(site: MemorySite) -> bool:
     return bool(site.node.jobs.running())
 
 
 def _waits_for(world: World, site: MemorySite) -> str:
-    """Which syncs of a site are not done, for people. What has no copy left cannot be sent, and is not owed."""
+    """Which syncs of a site are not done, for people. What has lost its last copy is not owed."""
     catalog = site.catalog
     receipts = catalog.receipts()
     waiting = [

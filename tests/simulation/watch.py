@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from protocol.messages.versions import CURRENT
 from replicator.net.pacing import OUT
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ def watch(world: World) -> None:
             world.sometimes("throttle waited")
         if any("nobody listens" in error for error in mesh.dial_errors.values()):
             world.sometimes("dial refused")
+        if any(link.connection.version < CURRENT for link in mesh.connected()):
+            world.sometimes("spoke the version before")
         for view in site.node.jobs.running():
             if view.progress is not None and "the link broke" in view.progress.phase:
                 world.sometimes("sync waited for a link")
@@ -50,6 +53,7 @@ def read_history(world: World) -> None:
                         world.sometimes("received from a base" if sent["from_base"] else "received from nothing")
         receipts = site.catalog.receipts()
         for snapshot in site.catalog.snapshots():
-            foreign = snapshot.record.origin != site.machine.identity.site_id
+            origin = site.catalog.current_key(snapshot.record.origin)
+            foreign = origin != site.catalog.current_key(site.machine.identity.site_id)
             if foreign and any(name == snapshot.snapshot_id for name, _ in receipts):
                 world.sometimes("passed on")

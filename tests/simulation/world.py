@@ -18,6 +18,7 @@ from unittest.mock import patch
 import structlog
 import trio
 
+from protocol.messages.versions import OLDEST
 from replicator.api.schema import SyncRequest
 from replicator.catalog.records import SnapshotRecord, verify_signature
 from replicator.core.errors import ReplicatorError
@@ -32,6 +33,7 @@ from tests.simulation.markers import Markers
 from tests.simulation.mishaps import MISHAPS
 from tests.simulation.model import SiteModel, Sources, Violation
 from tests.simulation.pace import PaceWatch
+from tests.simulation.people import PEOPLE
 from tests.simulation.plan import ACTIVE_S, Plan, Step, Volume, make_plan
 from tests.simulation.quiet import become_quiet
 from tests.simulation.trace import Trace
@@ -87,6 +89,9 @@ class World:
         self.problems: list[str] = []
         self._writes = 0
         self.is_lively = False
+        self.held_back: set[str] = set()
+        """Sites that run the release before."""
+        self.restarting: set[str] = set()
         self.ever_crashed: set[str] = set()
         self.ever_full: set[str] = set()
 
@@ -164,7 +169,7 @@ class World:
                         self._note_taken(site, snapshot.record)
 
     def _note_taken(self, site: MemorySite, record: SnapshotRecord) -> None:
-        if record.origin == site.machine.identity.site_id:
+        if site.catalog.current_key(record.origin) == site.catalog.current_key(site.machine.identity.site_id):
             self.sometimes(f"snapshot of {'a tree' if record.kind == 'tree' else 'an image'}")
             if record.system_id:
                 self.sometimes("snapshot of several volumes")
@@ -210,7 +215,11 @@ class World:
             name, rate = f"site-{number}", self.plan.rates[number]
             self.models[name] = SiteModel()
             self.paces[name] = PaceWatch(rate)
-            await self.mesh.add(name, rate_out=f"{rate}B/s" if rate else "none", gc_grace="30s")
+            settings = {"rate_out": f"{rate}B/s" if rate else "none", "gc_grace": "30s"}
+            if number in self.plan.old:
+                self.held_back.add(name)
+                settings["protocol"] = str(OLDEST)
+            await self.mesh.add(name, **settings)
         for a, b in self.plan.pairs:
             for source, target in ((a, b), (b, a)):
                 path = self.mesh.network.path(f"site-{source}", f"site-{target}")
@@ -264,7 +273,7 @@ class World:
 
     async def _do(self, step: Step) -> None:
         self.trace.note(f"step {step.number} {step.verb} {step.site} {step.other} {step.amount:.3f}")
-        verb = DEEDS.get(step.verb) or MISHAPS[step.verb]
+        verb = DEEDS.get(step.verb) or MISHAPS.get(step.verb) or PEOPLE[step.verb]
         await verb(self, step)
         self.look()
 

@@ -1,0 +1,88 @@
+"""Changing keys in a mesh: once, twice, with restarts, among sites that all know each other."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+import trio
+
+from replicator.api.schema import SyncRequest
+from replicator.testing import MemoryMesh, MemorySite, run_in_virtual_time
+
+OVERLAP_S = 40.0
+
+
+def in_a_mesh(
+    test: Callable[[MemoryMesh, list[MemorySite]], Awaitable[None]], *, sites: int = 3
+) -> list[dict[str, Any]]:
+    """Run a test with sites that all know each other; returns what was logged."""
+
+    async def main() -> None:
+        async with MemoryMesh() as mesh:
+            names = ("home", "cabin", "attic")[:sites]
+            all_sites = [await mesh.add(name) for name in names]
+            for number, site in enumerate(all_sites):
+                for other in all_sites[:number]:
+                    await mesh.pair(other, site)
+            await test(mesh, all_sites)
+
+    with structlog.testing.capture_logs() as log:
+        run_in_virtual_time(main, seed=5)
+    return [dict(line) for line in log]
+
+
+async def wait_linked(site: MemorySite, others: list[MemorySite]) -> None:
+    for other in others:
+        await site.node.mesh.wait_link(other.machine.identity.site_id, seconds=90)
+
+
+def test_among_sites_that_all_know_each_other_each_notes_a_new_key_and_nobody_is_refused_for_ever() -> None:
+    async def test(_: MemoryMesh, sites: list[MemorySite]) -> None:
+        home, *others = sites
+        before = home.machine.identity.site_id
+        home.view.mesh.rotate_key(OVERLAP_S)
+        await trio.sleep(2 * OVERLAP_S)
+        assert home.machine.identity.site_id != before
+        await wait_linked(home, others)
+
+    log = in_a_mesh(test)
+    refused = [line for line in log if line["event"] == "request.untrusted"]
+    assert len(refused) <= 2, "once each, if they speak of it before they have both heard"
+
+
+def test_a_restart_in_the_middle_of_a_second_change_does_not_forget_it() -> None:
+    async def test(_: MemoryMesh, sites: list[MemorySite]) -> None:
+        home, cabin = sites
+        keys = [home.machine.identity.site_id]
+        for _ in range(2):
+            home.view.mesh.rotate_key(OVERLAP_S)
+            await trio.sleep(OVERLAP_S / 4)
+            await home.crash()
+            await home.start()
+            await trio.sleep(OVERLAP_S * 2)
+            await wait_linked(home, [cabin])
+            keys.append(home.machine.identity.site_id)
+        assert len(set(keys)) == 3
+        assert home.view.mesh.site()["next_site_id"] is None
+
+    in_a_mesh(test, sites=2)
+
+
+def test_after_a_change_a_site_is_not_sent_its_own_snapshots_back_and_does_not_fetch_them() -> None:
+    async def test(_: MemoryMesh, sites: list[MemorySite]) -> None:
+        home, cabin = sites
+        home.sources["/srv/data"] = {"a": b"one"}
+        home.protect("/srv/data", to=["cabin"])
+        snapshot = await home.snapshot("data")
+        await home.wait_held(snapshot, by=cabin)
+        home.view.mesh.rotate_key(OVERLAP_S)
+        await trio.sleep(2 * OVERLAP_S)
+        await wait_linked(home, [cabin])
+        home.view.delete_snapshot(snapshot)
+        cabin.view.syncs.add(SyncRequest(to="home"))
+        home.view.syncs.add(SyncRequest(source="cabin"))
+        await trio.sleep(120)
+        assert home.catalog.snapshots() == []
+        assert [one.snapshot_id.hex() for one in cabin.catalog.snapshots()] == [snapshot]
+
+    in_a_mesh(test, sites=2)

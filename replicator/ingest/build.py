@@ -163,7 +163,8 @@ class TreeBuilder:
             await self._put_moved_link(found)
             return
         if found.is_remembered:
-            self._note_file(found.key, found.status, found.packed)
+            ids, root = blocks_of(found.packed)
+            self._note_file(found.key, found.status, found.packed, ids=ids, root=root)
         elif stat.S_ISDIR(found.status.st_mode):
             self._remember.add_folder(found.key, self._stamp(found.status))
         else:
@@ -173,8 +174,16 @@ class TreeBuilder:
     def _stamp(self, status: os.stat_result) -> bytes:
         return NEVER if is_racy(status, self._trusted_before_ns) else packed_stamp(status)
 
-    def _note_file(self, key: bytes, status: os.stat_result, packed: bytes, *, has_changed: bool = False) -> None:
-        ids, root = blocks_of(packed)
+    def _note_file(
+        self,
+        key: bytes,
+        status: os.stat_result,
+        packed: bytes,
+        *,
+        ids: list[BlockId],
+        root: bytes,
+        has_changed: bool = False,
+    ) -> None:
         self._remember.add_file(
             key,
             NEVER if has_changed else self._stamp(status),
@@ -209,23 +218,25 @@ class TreeBuilder:
                 await self._editor.put(key, None)
             self._remember.note_missing(key)
             return
-        packed = await self._packed(read)
+        pieces = read.pieces
+        ids = pieces.ids if len(pieces.lengths) <= PIECES_INLINE_MAX else []
+        pieces_root = b"" if ids or not pieces.lengths else await self._pieces_root(pieces)
+        packed = self._packed(read, ids, pieces_root)
         tally.size_bytes += read.pieces.size
         tally.bytes_data += read.pieces.size - read.pieces.zero_bytes
         if read.has_changed:
             tally.changed.append(key_path(key))
-        self._note_file(key, read.status, packed, has_changed=read.has_changed)
+        self._note_file(key, read.status, packed, ids=ids, root=pieces_root, has_changed=read.has_changed)
         await self._put(key, packed)
 
-    async def _packed(self, read: FileRead) -> bytes:
+    def _packed(self, read: FileRead, ids: list[BlockId], pieces_root: bytes) -> bytes:
         status, pieces = read.status, read.pieces
-        is_inline = len(pieces.lengths) <= PIECES_INLINE_MAX
         return encode_file(
             status,
             size=pieces.size,
-            lengths=pieces.lengths if is_inline else [],
-            ids=pieces.packed_ids if is_inline else b"",
-            pieces_root=b"" if is_inline else await self._pieces_root(pieces),
+            lengths=[] if pieces_root else pieces.lengths,
+            ids=b"".join(ids),
+            pieces_root=pieces_root,
             xattrs=read.attributes,
             # A file system that packs or inlines small files also reports few blocks: that is no hole.
             is_sparse=bool(pieces.zero_bytes) and status.st_blocks * 512 < pieces.size,

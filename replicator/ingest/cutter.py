@@ -81,7 +81,7 @@ class PieceList:
 
     def __init__(self) -> None:
         self.lengths: list[int] = []
-        self._ids: list[BlockId] = []
+        self.ids: list[BlockId] = []
         self.size = 0
         self.zero_bytes = 0
 
@@ -89,20 +89,16 @@ class PieceList:
         self.size += length
         if block == ZERO_BLOCK:
             self.zero_bytes += length
-            if self._ids and self._ids[-1] == ZERO_BLOCK:
+            if self.ids and self.ids[-1] == ZERO_BLOCK:
                 length += self.lengths.pop()
-                self._ids.pop()
+                self.ids.pop()
             while length > ZERO_PIECE_MAX:
                 self.lengths.append(ZERO_PIECE_MAX)
-                self._ids.append(ZERO_BLOCK)
+                self.ids.append(ZERO_BLOCK)
                 length -= ZERO_PIECE_MAX
         self.lengths.append(length)
-        self._ids.append(block)
-
-    @property
-    def packed_ids(self) -> bytes:
-        return b"".join(self._ids)
+        self.ids.append(block)
 
     def values(self) -> list[bytes]:
         """What a map of pieces says of each."""
-        return [block + length.to_bytes(4, "big") for block, length in zip(self._ids, self.lengths, strict=True)]
+        return [block + length.to_bytes(4, "big") for block, length in zip(self.ids, self.lengths, strict=True)]

@@ -82,7 +82,7 @@ async def _entry(one: GivenPath, pieces: PieceList, filler: "_Filler") -> Entry:
         mtime_ns=one.mtime_ns,
         size=pieces.size,
         lengths=tuple(pieces.lengths) if is_inline else (),
-        ids=pieces.packed_ids if is_inline else b"",
+        ids=b"".join(pieces.ids) if is_inline else b"",
         pieces_root=pieces_root,
         target=one.target,
     )

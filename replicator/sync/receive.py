@@ -20,14 +20,14 @@ from typing import Final, Protocol
 import trio
 
 from protocol.errors import Unexpected
-from protocol.ids import BLOCK_ID_BYTES, ZERO_BLOCK, BlockId, SiteId, SnapshotId, VolumeId
+from protocol.ids import BLOCK_ID_BYTES, ZERO_BLOCK, BlockId, SiteId, SnapshotId, VolumeId, split_ids
 from protocol.limits import HAVE_ROOTS_MAX
 from protocol.messages.registry import Message
 from protocol.messages.snapshots import DiffBase, OfferSnapshot, Receipt, SyncProgress, SyncReport, WantDiff
 from protocol.wire.frames import Lane
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.manifest.editor import MapEditor
-from replicator.catalog.manifest.entries import decode_entry
+from replicator.catalog.manifest.entries import needed_by
 from replicator.catalog.manifest.nodes import Shape, decode_node
 from replicator.catalog.manifest.walk import closure
 from replicator.catalog.model import Snapshot
@@ -317,10 +317,10 @@ class _Session:
         if self._record.shape is not Shape.NAMES:
             self._ids.append(BlockId(value[:BLOCK_ID_BYTES]))
             return
-        entry = decode_entry(value)
-        self._ids += entry.block_ids()
-        if entry.pieces_root:
-            self._piece_roots.append(BlockId(entry.pieces_root))
+        ids, root = needed_by(value)
+        self._ids += split_ids(ids)
+        if root:
+            self._piece_roots.append(BlockId(root))
 
     async def _ask(self, *, flush: bool = False) -> None:
         while len(self._ids) >= _ASK_BATCH or (flush and self._ids):

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgpack
 
@@ -102,40 +102,51 @@ def blocks_of(packed: bytes) -> tuple[list[BlockId], bytes]:
 
 
 _U32_MAX: Final = 2**32 - 1
+_ONLY_INT: Final = {int}
+_ONLY_BYTES: Final = {bytes}
 _TYPES: Final = (int, int, int, int, int, list, bytes, bytes, bytes, bool, int, list, bool)
 
 
 def decode_entry(packed: bytes) -> Entry:
     """Raises `ManifestDamaged` for anything that `encode_entry` could not have made."""
+    parts = _checked(packed)
+    attributes = parts[11]
+    return Entry(
+        mode=parts[0], uid=parts[1], gid=parts[2], mtime_ns=parts[3], size=parts[4], lengths=tuple(parts[5]),
+        ids=parts[6], pieces_root=parts[7], target=parts[8], is_hard_link=parts[9], rdev=parts[10],
+        xattrs=tuple(zip(attributes[::2], attributes[1::2], strict=True)), is_sparse=parts[12],
+    )  # fmt: skip
+
+
+def needed_by(packed: bytes) -> tuple[bytes, bytes]:
+    """The packed ids of an entry's pieces, and the root of its pieces map: checked as by `decode_entry`, and no object
+    is made of the rest. A receiver asks this of every entry."""
+    parts = _checked(packed)
+    return parts[6], parts[7]
+
+
+def _checked(packed: bytes) -> list[Any]:
     try:
         parts = msgpack.unpackb(packed, raw=False, strict_map_key=True, max_map_len=0, max_ext_len=0)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise ManifestDamaged(f"A tree entry cannot be read: {error}.") from error
-    if (
-        not isinstance(parts, list)
-        or len(parts) < len(_TYPES)
-        or any(type(part) is not kind for part, kind in zip(parts, _TYPES, strict=False))
-    ):
+    # What a later version appends is not looked at.
+    if not isinstance(parts, list) or tuple(map(type, parts[: len(_TYPES)])) != _TYPES:
         raise ManifestDamaged("A tree entry has fields of the wrong type.")
     mode, uid, gid, size, rdev = parts[0], parts[1], parts[2], parts[4], parts[10]
     lengths, ids, root, attributes = parts[5], parts[6], parts[7], parts[11]
     sound = (
         max(mode, uid, gid) <= _U32_MAX
         and min(mode, uid, gid, size, rdev) >= 0
-        and all(type(length) is int and length > 0 for length in lengths)
+        and (not lengths or (set(map(type, lengths)) == _ONLY_INT and min(lengths) > 0))
         and len(ids) == len(lengths) * BLOCK_ID_BYTES
         and len(root) in (0, BLOCK_ID_BYTES)
         and (not lengths if root else sum(lengths) == (size if stat.S_ISREG(mode) and not parts[9] else 0))
-        and all(type(part) is bytes for part in attributes)
-        and len(attributes) % 2 == 0
+        and (not attributes or (set(map(type, attributes)) == _ONLY_BYTES and len(attributes) % 2 == 0))
     )
     if not sound:
         raise ManifestDamaged("A tree entry contradicts itself.")
-    return Entry(
-        mode=mode, uid=uid, gid=gid, mtime_ns=parts[3], size=size, lengths=tuple(lengths),
-        ids=ids, pieces_root=root, target=parts[8], is_hard_link=parts[9], rdev=rdev,
-        xattrs=tuple(zip(attributes[::2], attributes[1::2], strict=True)), is_sparse=parts[12],
-    )  # fmt: skip
+    return parts
 
 
 def path_key(relative: bytes) -> bytes:

@@ -84,12 +84,13 @@ def look_up(ledger: Ledger, batches: int) -> dict[str, float]:
     """Random ids that are here, and random ones that are not, a thousand at a time. The first round warms up."""
     chance = np.random.default_rng((1, 2))
     known = [ids_of_batch(int(number)) for number in chance.integers(batches, size=64)]
-    times: dict[str, list[float]] = {"hit": [], "miss": []}
+    times: dict[str, list[float]] = {"hit": [], "hit_cpu": [], "miss": [], "miss_cpu": []}
     for _ in range(40):
         mixed = [known[int(a)][int(b)] for a, b in chance.integers((64, _BATCH), size=(_LOOKED_UP, 2))]
         for which, ids in (("hit", mixed), ("miss", split_ids(chance.bytes(_LOOKED_UP * 32)))):
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.thread_time()
             found = ledger.places(ids)
+            times[f"{which}_cpu"].append((time.thread_time() - worked) / _LOOKED_UP * 1e6)
             times[which].append((time.perf_counter() - began) / _LOOKED_UP * 1e6)
             assert len(found) == (len(set(ids)) if which == "hit" else 0)
     return {f"{which}_us_a_key": float(np.median(taken[5:])) for which, taken in times.items()}

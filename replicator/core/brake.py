@@ -81,8 +81,11 @@ def watched(before: Watch | None, now: Reading, *, newest_ns: int, is_vouched: b
         why = f"the clock reads {format_span(behind_s)} before what was stored last" if behind_s > LEAP_S else ""
         return Watch(last=now, drift_s=-behind_s if why else 0.0, why=why)
     is_same_boot = now.boot == before.last.boot
-    passed_s = max(0.0, now.lived_s - before.last.lived_s if is_same_boot else now.lived_s)
-    leap_s = (now.wall_ns - before.last.wall_ns) / 1e9 - passed_s
+    wall_s = (now.wall_ns - before.last.wall_ns) / 1e9
+    # After a boot at least so much. (A node that is moved to another machine may find one that was up for longer.)
+    since_boot_s = min(now.lived_s, max(0.0, wall_s))
+    passed_s = max(0.0, now.lived_s - before.last.lived_s) if is_same_boot else since_boot_s
+    leap_s = wall_s - passed_s
     drift_s, lived_s = before.drift_s + leap_s, before.lived_s + passed_s
     was_off = not is_same_boot and leap_s > 0
     if abs(drift_s) <= LEAP_S:

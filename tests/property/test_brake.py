@@ -176,6 +176,14 @@ def test_how_long_a_machine_was_off_is_believed_once_a_time_service_vouches_for_
     )
 
 
+def test_a_node_that_is_moved_to_a_machine_that_has_been_up_for_a_year_is_not_distrusted_for_it() -> None:
+    facts, clock, lived = Facts(), FakeWallClock(), FakeMonotonic()
+    assert not brake(facts, clock, lived).why()
+    clock.advance(HOUR_S)
+    lived.now = YEAR_S
+    assert not brake(facts, clock, lived, boot="b").why()
+
+
 def test_with_nothing_remembered_the_newest_stamp_tells_a_clock_that_was_set_back() -> None:
     clock = FakeWallClock()
     newest_ns = clock.ns + int(2 * DAY_S * 1e9)

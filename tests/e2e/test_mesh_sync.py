@@ -18,11 +18,12 @@ from replicator.core.errors import NotFound, PeerError, ReplicatorError
 from replicator.core.progress import Progress
 from replicator.jobs.replicate import SyncJobs
 from replicator.jobs.runner import JobContext
+from replicator.net.address import split_address
 from replicator.net.link import Stream
 from replicator.restore.tree import restore_tree
 from tests.support.blocks import from_body
-from tests.support.links import Relay, a_relay
 from tests.support.nodes import Site, a_pair, open_site, running, tree_of, trust, wait_until, write_tree
+from tests.support.proxy import a_proxy
 
 KIB = 1024
 Answer = Callable[[Stream, Message], Awaitable[None]]
@@ -113,7 +114,7 @@ async def test_a_sync_that_is_cut_anywhere_carries_on_and_sends_little_twice(tmp
     folder = write_tree(tmp_path / "data", files=150, size=60 * KIB)
     total = 150 * 60 * KIB
     with open_site(tmp_path / "home", "home") as home, open_site(tmp_path / "cabin", "cabin") as cabin:
-        async with running(home, cabin), a_relay(lambda: cabin.mesh.address) as relay:
+        async with running(home, cabin), a_proxy(lambda: cabin.mesh.address) as relay:
             trust(home, cabin, address=relay.address)
             snapshot = await home.take(home.protect(folder))
             cuts = 0
@@ -139,7 +140,7 @@ async def test_a_sync_that_is_cut_anywhere_carries_on_and_sends_little_twice(tmp
 async def test_what_a_cut_sync_had_stored_is_not_asked_for_again(tmp_path: Path) -> None:
     folder = write_tree(tmp_path / "data", files=400, size=60 * KIB)
     with open_site(tmp_path / "home", "home") as home, open_site(tmp_path / "cabin", "cabin") as cabin:
-        async with running(home, cabin), a_relay(lambda: cabin.mesh.address) as relay:
+        async with running(home, cabin), a_proxy(lambda: cabin.mesh.address) as relay:
             trust(home, cabin, address=relay.address)
             snapshot = await home.take(home.protect(folder))
             await home.link_to(cabin)
@@ -158,7 +159,7 @@ async def test_both_sides_restart_in_the_middle_and_the_sync_still_ends_whole(tm
     folder = write_tree(tmp_path / "data", files=150, size=60 * KIB)
     for round_number in range(2):
         with open_site(tmp_path / "home", "home") as home, open_site(tmp_path / "cabin", "cabin") as cabin:
-            async with running(home, cabin), a_relay(lambda cabin=cabin: cabin.mesh.address) as relay:  # type: ignore[misc]
+            async with running(home, cabin), a_proxy(lambda cabin=cabin: cabin.mesh.address) as relay:  # type: ignore[misc]
                 trust(home, cabin, address=relay.address)
                 if round_number == 0:
                     snapshot = await home.take(home.protect(folder))
@@ -386,11 +387,15 @@ async def test_a_site_that_lost_the_snapshot_it_offers_says_so(tmp_path: Path) -
             cabin.catalog.snapshot(snapshot.snapshot_id)
 
 
-def test_the_relay_is_what_cuts() -> None:
+async def test_the_proxy_is_what_cuts() -> None:
     """The tests above mean nothing if nothing is cut."""
-
-    async def scenario() -> None:
-        async with a_relay(lambda: "127.0.0.1:1") as relay:
-            assert isinstance(relay, Relay) and relay.connections_count == 0
-
-    trio.run(scenario)
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener, a_proxy(lambda: f"127.0.0.1:{listener.socket.getsockname()[1]}") as proxy:
+        near = await trio.open_tcp_stream(*split_address(proxy.address))
+        async with near, await listener.accept() as far:
+            await near.send_all(b"passes")
+            assert await far.receive_some(100) == b"passes"
+            proxy.bytes_left = 3
+            await near.send_all(b"does not")
+            assert await far.receive_some(100) == b""
+        assert (proxy.bytes_left, proxy.bytes_passed, proxy.connections_count) == (None, 6, 1)

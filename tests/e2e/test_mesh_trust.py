@@ -17,8 +17,8 @@ from replicator.net.greeting import GREETING_MAX
 from replicator.net.identity import Identity
 from replicator.net.pairing import PairingCode, join
 from replicator.net.tls import TlsTransport, make_context
-from tests.support.links import a_relay
 from tests.support.nodes import Site, a_pair, open_site, running, trust, wait_until, write_tree
+from tests.support.proxy import a_proxy
 
 
 def invite(site: Site, *, expires_s: float = 600) -> PairingCode:
@@ -155,7 +155,7 @@ async def test_idle_strangers_do_not_keep_a_peer_out(tmp_path: Path) -> None:
 
 async def test_revoking_a_peer_cuts_its_link_within_five_seconds_and_keeps_it_out(tmp_path: Path) -> None:
     with open_site(tmp_path / "home", "home") as home, open_site(tmp_path / "cabin", "cabin") as cabin:
-        async with running(home, cabin), a_relay(lambda: cabin.mesh.address) as relay:
+        async with running(home, cabin), a_proxy(lambda: cabin.mesh.address) as relay:
             trust(home, cabin, address=relay.address)
             link = await home.link_to(cabin)
             cabin.catalog.add_sync("s", volume_id=b"", peer=home.parts.site_id, keep="")
@@ -231,7 +231,7 @@ async def test_a_disk_that_is_full_costs_no_link(tmp_path: Path) -> None:
             raise StoreFull("no room")
 
         home.catalog.peers.note_seen = refuse  # type: ignore[method-assign]
-        async with running(home, cabin), a_relay(lambda: cabin.mesh.address) as relay:
+        async with running(home, cabin), a_proxy(lambda: cabin.mesh.address) as relay:
             trust(home, cabin, address=relay.address)
             await home.link_to(cabin)
             relay.cut()

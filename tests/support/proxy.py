@@ -38,8 +38,6 @@ class Weather:
     stall_every_bytes: int = 0
     stall_s: float = 0.2
     """Loss, as an application sees it: once in so many bytes, at random, everything waits for a retransmission."""
-    cut_after_bytes: int = 0
-    """The connection is reset after so many bytes both ways, each connection anew."""
     lets_out: bool = True
     """From whoever dialled. False: bytes vanish without a word, as behind a dead route."""
     lets_back: bool = True
@@ -48,6 +46,9 @@ class Weather:
     0 is no limit."""
     accepts: bool = True
     """False: a connection is taken and nothing is ever passed on (half-open)."""
+
+
+FAIR: Final = Weather()
 
 
 class Proxy:
@@ -59,6 +60,8 @@ class Proxy:
         self.address = ""
         self.connections_count = 0
         self.bytes_passed = 0
+        self.bytes_left: int | None = None
+        """How many more bytes pass before every connection is reset once; None for no end."""
         self._random = random.Random(seed)
         self._scopes: set[trio.CancelScope] = set()
 
@@ -81,10 +84,9 @@ class Proxy:
                 if not self.weather.accepts:
                     await trio.sleep_forever()
                 far = await trio.open_tcp_stream(*split_address(self._target()))
-                left = [self.weather.cut_after_bytes]
                 async with near, far, trio.open_nursery() as nursery:
                     for source, sink, is_out in ((near, far, True), (far, near, False)):
-                        nursery.start_soon(self._way, source, sink, is_out, left, scope)
+                        nursery.start_soon(self._way, source, sink, is_out, scope)
             except OSError:
                 pass
             finally:
@@ -92,13 +94,13 @@ class Proxy:
                 await trio.aclose_forcefully(near)
 
     async def _way(
-        self, source: trio.SocketStream, sink: trio.SocketStream, is_out: bool, left: list[int], scope: trio.CancelScope
+        self, source: trio.SocketStream, sink: trio.SocketStream, is_out: bool, scope: trio.CancelScope
     ) -> None:
         send, receive = trio.open_memory_channel[tuple[float, bytes]](100_000)
         room = [trio.Event(), 0]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._take_in, source, send, room, is_out)
-            nursery.start_soon(self._give_out, receive, sink, room, left, scope)
+            nursery.start_soon(self._give_out, receive, sink, room, scope)
 
     async def _take_in(
         self, source: trio.SocketStream, send: trio.MemorySendChannel[tuple[float, bytes]], room: list, is_out: bool  # type: ignore[type-arg]
@@ -126,14 +128,15 @@ class Proxy:
 
     async def _give_out(
         self, receive: trio.MemoryReceiveChannel[tuple[float, bytes]], sink: trio.SocketStream, room: list,  # type: ignore[type-arg]
-        left: list[int], scope: trio.CancelScope,
+        scope: trio.CancelScope,
     ) -> None:  # fmt: skip
         async for due, data in receive:
             await trio.sleep_until(due)
-            if left[0]:
-                left[0] -= len(data)
-                if left[0] <= 0:
-                    scope.cancel()
+            if self.bytes_left is not None:
+                self.bytes_left -= len(data)
+                if self.bytes_left <= 0:
+                    self.bytes_left = None
+                    self.cut()
                     return
             try:
                 await sink.send_all(data)
@@ -154,7 +157,7 @@ async def _received(source: trio.SocketStream) -> bytes:
 
 
 @asynccontextmanager
-async def a_proxy(target: Callable[[], str], weather: Weather, *, seed: int = 0) -> AsyncIterator[Proxy]:
+async def a_proxy(target: Callable[[], str], weather: Weather = FAIR, *, seed: int = 0) -> AsyncIterator[Proxy]:
     proxy = Proxy(target, weather, seed=seed)
     async with trio.open_nursery() as nursery:
         await nursery.start(proxy.run)

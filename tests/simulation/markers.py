@@ -26,6 +26,7 @@ SOMETIMES: Final[dict[str, str]] = {
     "sync after a failure": "and later one succeeded",
     "sync waited for a link": "a link broke in the middle of an offer",
     "throttle waited": "a bandwidth rule held something back",
+    "sender told its share": "a site was told how fast it may send",
     "crash at a checkpoint": "a machine was switched off while it waited",
     "crash before a durable step": "just before something was written",
     "crash after a durable step": "just after something was written, and before anybody was told",

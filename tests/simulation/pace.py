@@ -7,7 +7,6 @@ a bucket that leaks r never holds more than b. So one number a site is enough.
 from dataclasses import dataclass
 
 from protocol.errors import ProtocolError
-from protocol.limits import BLOCKS_FRAME_MAX, CONTROL_FRAME_MAX
 from protocol.wire.frames import FRAME_HEADER_BYTES, FrameKind, Lane, parse_frame_header
 
 _BULK = frozenset((Lane.RESTORE, Lane.SYNC, Lane.SEED))
@@ -16,11 +15,17 @@ BURST_S = 0.25
 """What the product's buckets allow at once; more would show up here."""
 
 
+_SLACK_BYTES = 64
+"""Headers, and what rounding leaves of a token."""
+
+
 @dataclass(slots=True)
 class PaceWatch:
-    """The bulk that one site sends."""
+    """The bulk that passes one site in one direction."""
 
     rate_bytes: int
+    senders: int = 1
+    """How many may each be in the middle of a burst, and of a frame that was begun when there was room."""
     _level: float = 0.0
     _at: float = 0.0
 
@@ -29,16 +34,25 @@ class PaceWatch:
         self.rate_bytes, self._level = rate_bytes, 0.0
 
     def note(self, data: bytes, now: float) -> float:
-        """By how many bytes the rule is exceeded now; 0 if it is kept."""
-        if not self.rate_bytes or len(data) < FRAME_HEADER_BYTES:
+        """By how many bytes the rule was exceeded when this was sent; 0 if it is kept.
+
+        A bucket lets a frame through when it is not empty, whatever the frame's size: so what counts is how full ours
+        was *before* it.
+        """
+        if not self.rate_bytes or not is_bulk(data):
             return 0.0
-        try:
-            header = parse_frame_header(data[:FRAME_HEADER_BYTES])
-        except ProtocolError:
-            return 0.0
-        if header.kind not in _FRAMES or header.lane not in _BULK:
-            return 0.0
-        self._level = max(0.0, self._level - (now - self._at) * self.rate_bytes) + len(data)
+        self._level = max(0.0, self._level - (now - self._at) * self.rate_bytes)
         self._at = now
-        largest = min(BLOCKS_FRAME_MAX, max(CONTROL_FRAME_MAX, len(data)))
-        return max(0.0, self._level - self.rate_bytes * BURST_S - largest)
+        excess = self._level - self.senders * (self.rate_bytes * BURST_S + _SLACK_BYTES)
+        self._level += len(data)
+        return max(0.0, excess)
+
+
+def is_bulk(data: bytes) -> bool:
+    if len(data) < FRAME_HEADER_BYTES:
+        return False
+    try:
+        header = parse_frame_header(data[:FRAME_HEADER_BYTES])
+    except ProtocolError:
+        return False
+    return header.kind in _FRAMES and header.lane in _BULK

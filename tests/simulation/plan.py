@@ -102,6 +102,8 @@ class Plan:
     volumes: tuple[Volume, ...]
     rates: tuple[int, ...]
     """Bytes a second that each site may send in bulk; 0 for no limit."""
+    rates_in: tuple[int, ...]
+    """The same for what comes to it from all others together."""
     old: tuple[int, ...]
     """Sites that begin with the release before, which offers no newer version of the protocol than it knew."""
     rounds: int
@@ -138,6 +140,7 @@ def make_plan(seed: int, *, faults: Faults | None = None, deeds: Mapping[str, in
     volumes = tuple(_volume(number, sites, pairs, chance) for number in range(chance.randint(2, 4)))
     onward = tuple(pair for pair in pairs if chance.random() < 0.3)
     old = tuple(site for site in range(sites) if chance.random() < 0.5) if chance.random() < 0.35 else ()
+    rates_in = tuple(chance.choice((0, 0, 0, 30_000)) for _ in range(sites))
     rates = tuple(chance.choice((0, 0, 20_000, 200_000)) for _ in range(sites))
     steps: list[Step] = []
     for number in range(rounds):
@@ -154,6 +157,7 @@ def make_plan(seed: int, *, faults: Faults | None = None, deeds: Mapping[str, in
         onward=onward,
         volumes=volumes,
         rates=rates,
+        rates_in=rates_in,
         old=() if faults == Faults() else old,
         rounds=rounds,
         faults=faults or drawn,

@@ -19,6 +19,8 @@ def watch(world: World) -> None:
         mesh = site.node.mesh
         if mesh.pacing.node[OUT].statistics().waited_s:
             world.sometimes("throttle waited")
+        if any(one.told.rate_bytes for one in mesh.pacing._peers.values()):
+            world.sometimes("sender told its share")
         if any("nobody listens" in error for error in mesh.dial_errors.values()):
             world.sometimes("dial refused")
         if any(link.connection.version < CURRENT for link in mesh.connected()):

@@ -86,6 +86,7 @@ class World:
         self.needs = Needs()
         self.models: dict[str, SiteModel] = {}
         self.paces: dict[str, PaceWatch] = {}
+        self.paces_in: dict[str, PaceWatch] = {}
         self.problems: list[str] = []
         self._writes = 0
         self.is_lively = False
@@ -191,6 +192,10 @@ class World:
         excess = self.paces[source].note(data, trio.current_time())
         if excess > 0:
             self.note_problem(f"{source} sends {excess:.0f} bytes more than its rule allows")
+        excess = self.paces_in[target].note(data, trio.current_time())
+        if excess > 0 and not self.held_back:
+            # (The release before cannot be told how fast it may send.)
+            self.note_problem(f"{target} is sent {excess:.0f} bytes more than its rule allows, at last by {source}")
 
     # -- life -----------------------------------------------------------------------------
 
@@ -215,7 +220,13 @@ class World:
             name, rate = f"site-{number}", self.plan.rates[number]
             self.models[name] = SiteModel()
             self.paces[name] = PaceWatch(rate)
-            settings = {"rate_out": f"{rate}B/s" if rate else "none", "gc_grace": "30s"}
+            rate_in = self.plan.rates_in[number]
+            self.paces_in[name] = PaceWatch(rate_in, senders=self.plan.sites)
+            settings = {
+                "rate_out": f"{rate}B/s" if rate else "none",
+                "rate_in": f"{rate_in}B/s" if rate_in else "none",
+                "gc_grace": "30s",
+            }
             if number in self.plan.old:
                 self.held_back.add(name)
                 settings["protocol"] = str(OLDEST)

@@ -29,6 +29,11 @@ class Ahead(Protocol):
         """Called on the event loop, now and then after `add`."""
         ...
 
+    @property
+    def is_taking(self) -> bool:
+        """Whether what is added is really taken: then nobody is about to read it from the store."""
+        ...
+
 
 @dataclass(slots=True)
 class SealedCounts:
@@ -96,7 +101,9 @@ class Sealer:
         """Make everything that was added before durable."""
         with self._lock:
             self._uncommitted = 0
-        self._store.commit(self._lease)
+        # Pages that are handed back are at hand for the next batch; a fresh one costs a virtual machine several copies.
+        is_taken = self._ahead is not None and self._ahead.is_taking
+        self._store.commit(self._lease, keep_cached=not is_taken)
 
 
 def _sealed(kind: Kind, name: BlockId, body: Buffer) -> SealedBlock:

@@ -52,6 +52,10 @@ class SendingAhead:
         for sender in self._senders:
             sender.wake()
 
+    @property
+    def is_taking(self) -> bool:
+        return any(sender.is_sending for sender in self._senders)
+
     def end(self) -> None:
         """No more blocks come. What is under way still goes, unless a sync wants the line."""
         for sender in self._senders:

@@ -79,6 +79,8 @@ class EarlySender:
         self._waiting: deque[SealedBlock] = deque()
         self._bytes = 0
         self._is_over = False
+        self.is_sending = False
+        """The peer takes blocks, and has fallen behind with none."""
         self._is_ended = False
         self._woken = trio.Event()
         self._scope = trio.CancelScope()
@@ -91,6 +93,7 @@ class EarlySender:
         with self._lock:
             for block in blocks:
                 if self._is_over or self._bytes >= QUEUE_BYTES_MAX:
+                    self.is_sending = False
                     return
                 self._waiting.append(block)
                 self._bytes += len(block.sealed)
@@ -116,7 +119,7 @@ class EarlySender:
             get_logger().info("early.stopped", peer=self._link.name, why=str(error))
         finally:
             with self._lock:
-                self._is_over = True
+                self._is_over, self.is_sending = True, False
                 self._waiting.clear()
             if self.blocks:
                 name = self._link.name
@@ -134,6 +137,7 @@ class EarlySender:
             try:
                 with self._pace():
                     async with link.open(EarlyBlocks(volume_id=self._volume_id), lane=Lane.SYNC, end=False) as stream:
+                        self.is_sending = True
                         await self._talk(stream)
                         await stream.send(Noted(), end=True)
                         await stream.receive()

@@ -438,7 +438,7 @@ async def test_an_error_of_the_store_ends_the_snapshot_as_itself(
 async def test_commits_happen_on_the_way(site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commits: list[object] = []
     real = site.store.commit
-    monkeypatch.setattr(site.store, "commit", lambda lease: (commits.append(lease), real(lease))[1])
+    monkeypatch.setattr(site.store, "commit", lambda lease, **how: (commits.append(lease), real(lease, **how))[1])
     for number in range(30):
         (folder / f"{number}").write_bytes(os.urandom(100_000))
 

@@ -14,8 +14,10 @@ from protocol.wire.envelope import seal
 from protocol.wire.frames import Lane
 from protocol.wire.hashing import Kind, block_id
 from replicator.core.errors import PeerError, Stalled
+from replicator.ingest.sealer import Sealer
 from replicator.jobs import ahead as of_jobs
 from replicator.net.link import Link
+from replicator.store.memory import MemoryStore
 from replicator.sync import early
 from replicator.testing import MemoryMesh, MemorySite, run_in_virtual_time
 
@@ -216,3 +218,31 @@ def test_a_collection_leaves_what_is_coming_in_and_takes_it_when_no_snapshot_has
 
 def talk(link: Link) -> Any:
     return link.open(EarlyBlocks(volume_id=bytes(16)), lane=Lane.SYNC, end=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_taking", [True, False])
+def test_pages_of_what_goes_ahead_are_handed_back(monkeypatch: pytest.MonkeyPatch, is_taking: bool) -> None:
+    class Taker:
+        def __init__(self) -> None:
+            self.is_taking = is_taking
+            self.names: list[bytes] = []
+
+        def add(self, blocks: Any) -> None:
+            self.names += [block.header.block_id for block in blocks]
+
+        def wake(self) -> None:
+            raise AssertionError("not by a worker thread")
+
+    store, taker = MemoryStore(), Taker()
+    kept: list[bool] = []
+    monkeypatch.setattr(store, "commit", lambda lease, *, keep_cached=True: kept.append(keep_cached))
+    sealer = Sealer(store, store.begin("test"), commit_bytes=1, ahead=taker)
+    data, node = block_id(Kind.DATA, b"data"), block_id(Kind.NODE, b"node")
+
+    sealer.add(Kind.DATA, {data: b"data"})
+    sealer.add(Kind.DATA, {data: b"data"})  # It is here by now.
+    sealer.add(Kind.NODE, {node: b"node"})  # The receiver makes its own.
+    sealer.commit()
+
+    assert taker.names == [data]
+    assert kept == [not is_taking]

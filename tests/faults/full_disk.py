@@ -99,7 +99,7 @@ class _Play:
         self._home.protect(self._source, to=["cabin"])
         self._snapshot()
         self._arrives(RESUME_S_MAX)
-        self._ballast_is(True)
+        self._ballast_is_there()
         for number in range(cycles):
             self._cycle(restart=number % 2 == 0)
             self._found.cycles += 1
@@ -125,7 +125,7 @@ class _Play:
         self._arrives(RESUME_S_MAX)
         self._found.resumed_s.append(round(time.monotonic() - began, 1))
         assert newest in self._held()
-        self._ballast_is(True)
+        self._ballast_is_there()
         while len(self._held()) > 2:
             self._delete_oldest()
             assert self._cabin.cli("gc", "--yes", "--grace", "0").code == 0
@@ -140,9 +140,11 @@ class _Play:
         share = freed / SNAPSHOT_BYTES
         self._found.freed.append(round(share, 3))
         assert share >= FREED_MIN, f"only {share:.0%} of what could be freed was freed: {said.text}"
-        self._ballast_is(False)
-        kinds = {alert["kind"] for alert in self._cabin.status()["alerts"]}
-        assert "ballast_gone" in kinds, kinds
+        assert "ballast.given_up" in self._cabin.log()
+        # It is laid again as soon as there is room, which on a slow machine is before we look.
+        page = self._cabin.status()
+        kinds = {alert["kind"] for alert in page["alerts"]}
+        assert page["store"]["ballast_bytes"] == BALLAST_BYTES or "ballast_gone" in kinds, kinds
 
     def _delete_oldest(self) -> None:
         oldest = self._cabin.client.get("/v1/snapshots")[0]["snapshot"]
@@ -184,8 +186,5 @@ class _Play:
     def _arrives(self, seconds: float) -> None:
         eventually(lambda: self._sync()["pending_snapshots"] == 0, seconds=seconds)
 
-    def _ballast_is(self, there: bool) -> None:
-        eventually(
-            lambda: (self._cabin.status()["store"]["ballast_bytes"] == BALLAST_BYTES) == there,
-            seconds=45 if there else 1,
-        )
+    def _ballast_is_there(self) -> None:
+        eventually(lambda: self._cabin.status()["store"]["ballast_bytes"] == BALLAST_BYTES, seconds=45)

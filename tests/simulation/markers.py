@@ -19,6 +19,7 @@ SOMETIMES: Final[dict[str, str]] = {
     "received from nothing": "a first copy",
     "received from a base": "a difference",
     "received without a block": "the receiver had all of it",
+    "finished by others": "whoever offered it was gone",
     "passed on": "a copy went on to a third site",
     "pulled": "a sync that fetched",
     "offered again": "the receiver had the snapshot, and signed once more",
@@ -133,7 +134,10 @@ def _counts(key: str) -> Callable[[Mapping[str, Any]], bool]:
 
 _FULL = _error_has("bytes are taken")
 _READERS: Final[dict[str, tuple[tuple[Callable[[Mapping[str, Any]], bool], str], ...]]] = {
-    "snapshot.received": ((lambda data: not data["blocks"], "received without a block"),),
+    "snapshot.received": (
+        (lambda data: not data["blocks"], "received without a block"),
+        (lambda data: data["peer"] == "other sites", "finished by others"),
+    ),
     "job.failed": (
         (_is("sync"), "sync failed"),
         (_FULL, "store full"),

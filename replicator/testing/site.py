@@ -67,17 +67,17 @@ class MemorySite:
 
     async def _run(self, *, task_status: trio.TaskStatus[None]) -> None:
         self._scope = trio.CancelScope()
-        lives = 0
         try:
             with self._scope:
-                while await self._live(task_status):
-                    task_status, lives = trio.TASK_STATUS_IGNORED, lives + 1
+                goes_on = await self._live(task_status)
+                while goes_on:
+                    try:
+                        goes_on = await self._live(trio.TASK_STATUS_IGNORED)
+                    except ReplicatorError:
+                        # As a process ends that meets a full disk when it puts itself together anew.
+                        break
         except* PowerCut:
             pass  # what was durable is on the machine
-        except* ReplicatorError:
-            # As a process ends that finds a full disk when it puts itself together anew; a supervisor starts it again.
-            if not lives:
-                raise
         finally:
             self._node = None
             self.down.set()

@@ -11,7 +11,6 @@ from typing import Any, Final
 from unittest.mock import patch
 
 import lz4.block
-import trio
 
 from protocol.ids import BlockId
 from protocol.wire.envelope import HEADER_BYTES, Buffer, Codec, Header, parse_header
@@ -20,8 +19,6 @@ from replicator.catalog.catalog import Catalog
 from replicator.core.throttle import TokenBucket
 from replicator.jobs import pruning as pruning_module
 from replicator.jobs.collection import CollectionJobs
-from replicator.net.link import Link
-from replicator.net.pacing import Pacing
 from replicator.repair.ask import Healer
 from replicator.repair.scrub import Scrubber
 from replicator.store.leases import Leases
@@ -47,10 +44,6 @@ def _unproven(data: Buffer, at: int = 0) -> tuple[Header, Buffer]:
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     return None
-
-
-async def _no_wait(*args: Any) -> None:
-    await trio.lowlevel.checkpoint()
 
 
 def _have_without_lifting(self: MachineStore, lease: Lease, ids: Sequence[BlockId]) -> set[BlockId]:
@@ -145,9 +138,6 @@ CONTROLS: Final[dict[str, Control]] = {
     ),
     "a bandwidth rule that counts nothing": Control(
         lambda: [patch.object(TokenBucket, "take", _nothing)], 10, Faults()
-    ),
-    "a sender that is not told its share": Control(
-        lambda: [patch.object(Pacing, "told", _nothing), patch.object(Link, "_wait_for_tokens", _no_wait)], 20, Faults()
     ),
     "a repair without its line": Control(
         lambda: [patch.object(Healer, "_end_lines", _nothing)], 10, Faults(rots=3, losses=3)

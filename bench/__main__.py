@@ -14,12 +14,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.baseline import compare, read_baseline, worse
+from bench.baseline import compare, read_baseline, save_baseline, worse
 from bench.harness import Row, Setting, collect
 from bench.network import enter_own_network
 from bench.peers import PEERS
 from bench.peers.base import BenchError
-from bench.report import Report, show, write_report
+from bench.report import Report, as_json, show, write_report
 from bench.scenarios import SCENARIOS
 from replicator.core.errors import ReplicatorError
 
@@ -44,6 +44,7 @@ def _arguments() -> argparse.ArgumentParser:
         "--report", type=Path, metavar="FOLDER", help="write report.html, report.md and report.json there"
     )
     parser.add_argument("--baseline", metavar="NAME", help="compare with baselines/NAME.json; exit with 1 if worse")
+    parser.add_argument("--save-baseline", metavar="NAME", help="keep the ratios to the floor as baselines/NAME.json")
     return parser
 
 
@@ -84,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.report:
         write_report(chosen.report, report)
         print(f"The report is in {chosen.report}.")
+    if chosen.save_baseline:
+        save_baseline(_BASELINES / f"{chosen.save_baseline}.json", as_json(report))
     if chosen.baseline:
         changes = compare(report.results, read_baseline(_BASELINES / f"{chosen.baseline}.json"))
         for change in changes:

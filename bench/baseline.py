@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from bench.harness import FLOOR, OURS, Result
 
@@ -41,6 +41,12 @@ def floor_ratios(results: Sequence[Result]) -> dict[str, dict[str, float]]:
         for work, floor in floors.items()
         if work in ours
     }
+
+
+def save_baseline(path: Path, report: dict[str, Any]) -> None:
+    """Keep of a report what others are compared with, and what it was measured on."""
+    kept = {name: report[name] for name in ("at", "commit", "machine", "setting", "floor_ratios")}
+    path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def read_baseline(path: Path) -> dict[str, dict[str, float]]:

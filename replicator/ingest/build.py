@@ -165,6 +165,9 @@ class TreeBuilder:
         if found.is_remembered:
             ids, root = blocks_of(found.packed)
             self._note_file(found.key, found.status, found.packed, ids=ids, root=root)
+            if self._has_base:
+                self._tally.entries += 1  # The map that is built upon has it, with this very entry.
+                return
         elif stat.S_ISDIR(found.status.st_mode):
             self._remember.add_folder(found.key, self._stamp(found.status))
         else:

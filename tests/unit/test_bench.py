@@ -16,6 +16,7 @@ from bench.charts import bars
 from bench.harness import FLOOR, OURS, Result, Row, collect, ratios
 from bench.image import BLOCK, changed_blocks, make_image
 from bench.meter import Meter, gauged
+from bench.page import aims_table
 from bench.peers import PEERS
 from bench.peers.base import Subject
 from bench.tree import changed_files, make_tree
@@ -169,3 +170,36 @@ def test_a_peer_copies_a_tree_and_then_little(tmp_path: Path, name: str) -> None
             assert figures["wall_s"] > 0
             kept.append(sum(path.stat().st_size for path in (tmp_path / name).rglob("*") if path.is_file()))
     assert 10_000 < kept[0] <= kept[2] < 1.5 * kept[0]
+
+
+def test_the_page_says_which_aims_were_missed_and_leaves_out_what_was_not_measured() -> None:
+    def run(wall: float, **more: float) -> list[dict[str, float]]:
+        return [{"wall_s": wall, **more}]
+
+    table = "\n".join(
+        aims_table(
+            [
+                Result("A, first copy", "replicator", run(8.0, peak_bytes=500e6)),
+                Result("A, first copy", "rsync-ssh", run(16.0)),
+                Result("A, first copy", "restic", run(24.0)),
+                Result("B, unchanged", "replicator", run(0.4)),
+            ]
+        )
+    )
+
+    assert "| A, first copy | wall ≤ 9.00 s | 8.00 s |  |" in table
+    assert "| A, first copy | ≥ 2.2 times as fast as rsync-ssh | 2.00 times | **missed** |" in table
+    assert "| A, first copy | ≥ 2.5 times as fast as restic | 3.00 times |  |" in table
+    assert "peak ≤ 419.43 MB | 500.00 MB | **missed** |" in table
+    assert "store to store" not in table and "floor" not in table and "borg" not in table
+
+
+def test_a_baseline_that_was_saved_is_what_the_next_run_is_compared_with(tmp_path: Path) -> None:
+    results = [Result("w", "replicator", [{"cpu_s": 3.0}]), Result("w", "floor", [{"cpu_s": 2.0}])]
+    report = {"at": "", "commit": "", "machine": {}, "setting": {}, "floor_ratios": baseline.floor_ratios(results)}
+
+    baseline.save_baseline(tmp_path / "x.json", report)
+
+    assert not baseline.worse(baseline.compare(results, baseline.read_baseline(tmp_path / "x.json")))
+    dearer = [Result("w", "replicator", [{"cpu_s": 4.0}]), results[1]]
+    assert baseline.worse(baseline.compare(dearer, baseline.read_baseline(tmp_path / "x.json")))

@@ -45,7 +45,6 @@ def test_rare_paths_are_walked_by_these_few_worlds_already() -> None:
     [
         "a commit that does not flush",
         "a mark that misses the newest snapshot",
-        "a receipt that is never kept",
         "a sentence that is not lifted",
         "a collection that waits for no writer",
     ],

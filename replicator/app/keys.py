@@ -26,6 +26,8 @@ from replicator.sync.neighbours import Neighbours
 
 _SWITCH: Final = "new_key.switch_ns"
 _LOOK_S: Final = 1.0
+_HALF_NS_MOST: Final = 366 * 86_400 * 10**9
+"""Of an overlap whose length is not known any more."""
 
 
 class KeyPlace(Protocol):
@@ -105,7 +107,7 @@ def rotate(keys: KeyPlace, neighbours: Neighbours, catalog: Catalog, *, overlap_
     # The file comes before the statement: a statement without its key would be an end without a successor.
     one = neighbours.plan_new_key(fresh.site_id, fresh.sign, overlap_s=overlap_s, keep=lambda: keys.keep_next(fresh))
     keys.remember(one)
-    catalog.set_fact(_SWITCH, str(now_ns + int(overlap_s * 1e9 / 2)))
+    _plan_switch(catalog, at_ns=now_ns + int(overlap_s * 1e9 / 2), half_ns=int(overlap_s * 1e9 / 2))
     get_logger().info("key.rotating", old=one.old.hex()[:12], new=one.new.hex()[:12], overlap_s=overlap_s)
 
 
@@ -116,7 +118,7 @@ def recall_successions(keys: KeyPlace, catalog: Catalog) -> None:
         catalog.add_succession(one)
     if known and keys.has_next():
         # The catalogue knew when; without it the end of the overlap is soon enough, and never too late.
-        catalog.set_fact(_SWITCH, str(known[-1].until_ns - 10**9))
+        _plan_switch(catalog, at_ns=known[-1].until_ns - 10**9, half_ns=_HALF_NS_MOST)
 
 
 def describe_keys(
@@ -126,7 +128,7 @@ def describe_keys(
     one = neighbours.own_succession()
     page: dict[str, Any] = {"name": name, "site_id": site_id.hex(), "next_site_id": None}
     if one is not None:
-        switch = int(catalog.fact(_SWITCH) or one.until_ns)
+        switch, _ = _switch(catalog) or (one.until_ns, 0)
         page |= {
             "next_site_id": one.new.hex(),
             "shown_in_s": round((switch - now_ns) / 1e9, 1),
@@ -137,9 +139,29 @@ def describe_keys(
     return page
 
 
+def _plan_switch(catalog: Catalog, *, at_ns: int, half_ns: int) -> None:
+    catalog.set_fact(_SWITCH, f"{at_ns} {half_ns}")
+
+
+def _switch(catalog: Catalog) -> tuple[int, int] | None:
+    """When the new key is to be shown, and half of the overlap; None if no key is under way."""
+    said = (catalog.fact(_SWITCH) or "").split()
+    return (int(said[0]), int(said[1])) if said else None
+
+
 def is_time(catalog: Catalog, *, now_ns: int) -> bool:
-    switch = catalog.fact(_SWITCH)
-    return bool(switch) and now_ns >= int(switch or 0)
+    switch = _switch(catalog)
+    return switch is not None and now_ns >= switch[0]
+
+
+def bring_closer(catalog: Catalog, *, now_ns: int) -> bool:
+    """A key that is due later than half of the overlap from now was planned by a clock that has been set back since:
+    it would be waited for until that day comes. Returns whether it was so."""
+    switch = _switch(catalog)
+    if switch is None or switch[0] - now_ns <= switch[1]:
+        return False
+    _plan_switch(catalog, at_ns=now_ns + switch[1], half_ns=switch[1])
+    return True
 
 
 def adopt_next_key(keys: KeyPlace, catalog: Catalog, *, now_ns: int) -> Identity:
@@ -183,6 +205,9 @@ class KeyKeeping:
         await self._neighbours.tell_keys(self._links())
         if self._neighbours.end_overlaps():
             self._trust_changed()
-        if is_time(self._catalog, now_ns=self._clock.now_ns()):
+        now = self._clock.now_ns()
+        if bring_closer(self._catalog, now_ns=now):
+            get_logger().warning("key.brought_closer", why="the clock was set back since the change was begun")
+        if is_time(self._catalog, now_ns=now):
             self._on_time()
         return Idle(_LOOK_S)

@@ -65,6 +65,7 @@ def make_relations(
     wake_orphans: Callable[[], None],
 ) -> Relations:
     """Make them, load the rules of this node, and register which questions of peers are answered, and by whom."""
+    pace = PaceKeeper(mesh.pacing, links=mesh.connected, clock=parts.clock)
     receiver = Receiver(
         ReceiverPorts(
             store=parts.store,
@@ -75,10 +76,10 @@ def make_relations(
             site_id=parts.site_id,
             sign=parts.sign,
             holders=holders,
+            receiving=pace.receiving,
             on_received=on_received,
         )
     )
-    pace = PaceKeeper(mesh.pacing, links=mesh.connected, clock=parts.clock)
     orphans = Orphans(receiver, catalog=parts.catalog, link_to=mesh.link_to, wake=wake_orphans)
     relations = Relations(
         receiver=receiver,

@@ -13,7 +13,8 @@ Nothing is asked for twice: what is under way is remembered until it is in the s
 what is in the store is not wanted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -21,7 +22,7 @@ from typing import Final
 import trio
 
 from protocol.errors import BadBlock, ProtocolError, Unexpected
-from protocol.ids import BlockId, split_ids
+from protocol.ids import BlockId, SiteId, split_ids
 from protocol.messages.blocks import BlocksSent, WantBlocks
 from protocol.wire.envelope import unseal
 from protocol.wire.frames import Lane
@@ -67,7 +68,10 @@ class Fetcher:
         lease: Lease,
         offload: Offload,
         lane: Lane,
+        receiving: Callable[[SiteId], AbstractAsyncContextManager[None]],
     ) -> None:
+        """`receiving`: around everything that a source which has offered nothing sends."""
+        self._receiving = receiving
         self._sender = sender
         self._store = store
         self._lease = lease
@@ -148,9 +152,17 @@ class Fetcher:
         """Keep requests under way at every source until cancelled."""
         async with open_work_nursery() as nursery:
             for source in self.sources.all:
+                nursery.start_soon(self._work_off, source)
+            nursery.start_soon(self._watch)
+
+    async def _work_off(self, source: Source) -> None:
+        async with AsyncExitStack() as stack:
+            if not source.is_sender:
+                # Whoever offers was told when it did. The others share what may come in, and have to be told as well.
+                await stack.enter_async_context(self._receiving(source.site))
+            async with open_work_nursery() as nursery:
                 for _ in range(REQUESTS_SHARED if self._is_shared else REQUESTS):
                     nursery.start_soon(self._work, source)
-            nursery.start_soon(self._watch)
 
     async def _watch(self) -> None:
         """Take requests away from sources that have fallen silent."""

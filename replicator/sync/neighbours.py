@@ -65,6 +65,7 @@ class Neighbours:
         self._addresses = addresses
         self._trust_changed = trust_changed
         self._clock = clock
+        self._told_on: dict[tuple[SiteId, SiteId], Link] = {}
         self._tell_again: dict[tuple[SiteId, SiteId], float] = {}
         """By old key and peer, when to tell it once more. No more of them than keys that peers have not noted."""
 
@@ -161,10 +162,12 @@ class Neighbours:
         return [one for one in self._catalog.snapshots() if current_key(one.record.origin) == self._site_id]
 
     async def tell_keys(self, links: Sequence[Link]) -> None:
-        """Let every peer know of every succession that it has not noted yet."""
+        """Let every peer know of every succession, once on each link: it may have lost what it noted, and without it
+        a site's own snapshots are a stranger's."""
         for one in self._catalog.successions():
             for link in links:
-                if link.peer in one.told or link.peer in (one.old, one.new) or not link.speaks(NewKey):
+                is_told = self._told_on.get((one.old, link.peer)) is link
+                if is_told or link.peer in (one.old, one.new) or not link.speaks(NewKey):
                     continue
                 if trio.current_time() < self._tell_again.get((one.old, link.peer), 0.0):
                     continue
@@ -176,7 +179,9 @@ class Neighbours:
                     self._tell_again[one.old, link.peer] = trio.current_time() + _TELL_AGAIN_S
                     continue
                 if noted:
-                    self._catalog.note_told(one.old, link.peer)
+                    self._told_on[one.old, link.peer] = link
+                    if link.peer not in one.told:
+                        self._catalog.note_told(one.old, link.peer)
 
     async def key_told(self, stream: Stream, request: Message) -> None:
         """Answer a `NewKey`."""

@@ -14,6 +14,7 @@ them alone. They need not tell a difference; the signed root and the blocks are 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -64,6 +65,8 @@ class ReceiverPorts:
     sign: Signer
     holders: Callable[[VolumeId], Sequence[Link]]
     """Linked sites that hold something of a volume: further sources of its blocks."""
+    receiving: Callable[[SiteId], AbstractAsyncContextManager[None]]
+    """Around what a further source sends: it is told its share of what may come in."""
     on_received: Callable[[Snapshot, SiteId], None]
     """Told of each snapshot that has become ours: onward syncs and pruning start here."""
 
@@ -215,6 +218,7 @@ class _Session:
             lease=lease,
             offload=ports.offload,
             lane=Lane.SYNC,
+            receiving=ports.receiving,
         )
         self.plan_is_complete = False
         self._ids: list[BlockId] = []

@@ -194,7 +194,9 @@ async def _resume(world: World, step: Step) -> None:
 async def _throttle(world: World, step: Step) -> None:
     site = world.site(step.site)
     rate = (0, 30_000, 300_000)[step.pick % 3]
-    world.paces[site.name].set_rate(max(rate, world.paces[site.name].rate_bytes) if rate else 0)
+    # Until it has been answered either rule may hold, and none at all is the loosest.
+    before = world.paces[site.name].rate_bytes
+    world.paces[site.name].set_rate(max(rate, before) if rate and before else 0)
     request = ThrottleRequest(out_bytes_per_s=rate)
     if await world.attempt_now(site, "throttle", lambda: site.view.mesh.throttle(request)) is not None:
         world.paces[site.name].set_rate(rate)

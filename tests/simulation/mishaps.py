@@ -174,6 +174,9 @@ async def _lose_catalog(world: World, step: Step) -> None:
     model = world.model(site)
     model.lost_catalogs += 1
     model.held.clear()
+    # The rules lay in it; what the file says holds again.
+    for paces, rates in ((world.paces, world.plan.rates), (world.paces_in, world.plan.rates_in)):
+        paces[site.name].set_rate(rates[world.sites.index(site)])
     # A snapshot whose record has rotted cannot be found again, and that is said.
     model.seen = {name: one for name, one in model.seen.items() if is_sound(site, one.record_block)}
     site.machine.lose_catalog()

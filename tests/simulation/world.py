@@ -192,23 +192,14 @@ class World:
         excess = self.paces[source].note(data, trio.current_time())
         if excess > 0:
             self.note_problem(f"{source} sends {excess:.0f} bytes more than its rule allows")
-        excess = self.paces_in[target].note(data, trio.current_time()) if self._is_told(source, target) else 0.0
+        excess = self.paces_in[target].note(data, trio.current_time()) if self._can_be_told(source) else 0.0
         if excess > 0:
             self.note_problem(f"{target} is sent {excess:.0f} bytes more than its rule allows, at last by {source}")
 
-    def _is_told(self, source: str, target: str) -> bool:
-        """Whether a site knows how fast another one wants to be sent to.
-
-        The release before cannot be told; and today only who offers a snapshot is, not the further sources that its
-        blocks come from: what those send is held back by credit alone, and does not count here.
-        """
-        sender = self.mesh.sites[source]
-        told = (
-            sender.node.mesh.pacing._peers.get(self.mesh.sites[target].machine.identity.site_id)
-            if sender.is_up
-            else None
-        )
-        return told is not None and told.told.rate_bytes > 0
+    def _can_be_told(self, source: str) -> bool:
+        """Whether a site understands how fast another one wants to be sent to: the release before does not, and what
+        it sends is held back by credit alone."""
+        return source not in self.held_back
 
     # -- life -----------------------------------------------------------------------------
 

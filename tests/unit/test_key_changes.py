@@ -86,3 +86,40 @@ def test_after_a_change_a_site_is_not_sent_its_own_snapshots_back_and_does_not_f
         assert [one.snapshot_id.hex() for one in cabin.catalog.snapshots()] == [snapshot]
 
     in_a_mesh(test, sites=2)
+
+
+def test_a_change_that_was_begun_by_a_clock_years_ahead_does_not_wait_for_that_day() -> None:
+    async def test(_: MemoryMesh, sites: list[MemorySite]) -> None:
+        home, *others = sites
+        before = home.machine.identity.site_id
+        home.machine.clock.skew_s = 10 * 365 * 86_400.0
+        home.view.mesh.rotate_key(OVERLAP_S)
+        await trio.sleep(OVERLAP_S / 4)
+        assert home.view.mesh.site()["next_site_id"] is not None
+        home.machine.clock.skew_s = 0.0
+        await trio.sleep(2 * OVERLAP_S)
+        assert home.machine.identity.site_id != before and home.view.mesh.site()["next_site_id"] is None
+        await wait_linked(home, others)
+
+    in_a_mesh(test)
+
+
+def test_a_peer_that_has_lost_its_catalogue_hears_of_an_earlier_change_again() -> None:
+    """Else the site's own snapshots, signed by its new key, are a stranger's there for ever."""
+
+    async def test(mesh: MemoryMesh, sites: list[MemorySite]) -> None:
+        home, cabin = sites
+        home.sources["/srv/data"] = {"a": b"one"}
+        home.protect("/srv/data", to=["cabin"])
+        await home.wait_held(await home.snapshot("data"), by=cabin)
+        home.view.mesh.rotate_key(OVERLAP_S)
+        await trio.sleep(2 * OVERLAP_S)
+        await wait_linked(home, [cabin])
+        await cabin.crash()
+        cabin.machine.lose_catalog()
+        await cabin.start()
+        await mesh.pair(home, cabin)
+        home.sources["/srv/data"] = {"a": b"two"}
+        await home.wait_held(await home.snapshot("data"), by=cabin)
+
+    in_a_mesh(test, sites=2)

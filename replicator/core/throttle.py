@@ -41,8 +41,8 @@ class TokenBucket:
         self._clock = clock
         self._burst_s = burst_s
         self._rate = rate_bytes
-        # As if a burst had just passed: what a node owed when it was stopped, nobody remembers when it is started anew.
-        self._level = -rate_bytes * min(burst_s, BURST_S)
+        # Nothing has been saved up yet: or a node that is started anew would pass two bursts in one moment.
+        self._level = 0.0
         self._at = clock()
         self._passed = 0
         self._waited = 0.0

@@ -4,6 +4,7 @@ A node that dies is restarted within a moment, as systemd would; if somebody els
 and the node is already running again, it is left alone.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -100,28 +101,31 @@ class Site:
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL for one that does not listen."""
-        self._wanted = False
-        if self._child is None:
-            return
-        self._child.terminate()
-        try:
-            self._child.wait(10)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
+        self._end(signal.SIGTERM)
 
     def burn(self) -> None:
         """The site is gone: its process killed, its whole folder deleted."""
-        self._wanted = False
-        owner = _lock_owner(self.state)
-        for pid in {self.pid, owner} - {0}:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        assert self._child is not None
-        self._child.wait()
+        self._end(signal.SIGKILL)
         subprocess.run(["rm", "-rf", "--", str(self.state.root)], check=True)
+
+    def _end(self, how: signal.Signals) -> None:
+        """No process of this site is left, also if its watcher was just about to start one."""
+        self._wanted = False
+        if self._child is None:
+            return
+        for _ in range(2):  # The second time whatever the watcher has started meanwhile.
+            child = self._child
+            child.send_signal(how)
+            if (other := _lock_owner(self.state)) not in (0, child.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(other, how)
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            if self._watcher is not None and self._watcher is not threading.current_thread():
+                self._watcher.join()
 
     # -- asking, stubbornly ---------------------------------------------------------------
 
@@ -141,10 +145,13 @@ class Site:
 
 
 def _lock_owner(state: StateFolder) -> int:
+    """The process that has the store open; 0 if the one that wrote itself down there is gone."""
     try:
-        return int((state.store / "lock").read_text().strip() or 0)
+        pid = int((state.store / "lock").read_text().strip() or 0)
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (OSError, ValueError):
         return 0
+    return pid if os.fsencode(state.root) in words else 0
 
 
 def _program() -> list[str]:

@@ -192,14 +192,14 @@ class World:
         excess = self.paces[source].note(data, trio.current_time())
         if excess > 0:
             self.note_problem(f"{source} sends {excess:.0f} bytes more than its rule allows")
-        excess = self.paces_in[target].note(data, trio.current_time()) if self._can_be_told(source) else 0.0
+        excess = self.paces_in[target].note(data, trio.current_time()) if self._can_be_told(source, target) else 0.0
         if excess > 0:
             self.note_problem(f"{target} is sent {excess:.0f} bytes more than its rule allows, at last by {source}")
 
-    def _can_be_told(self, source: str) -> bool:
-        """Whether a site understands how fast another one wants to be sent to: the release before does not, and what
-        it sends is held back by credit alone."""
-        return source not in self.held_back
+    def _can_be_told(self, source: str, target: str) -> bool:
+        """Whether both know how one tells the other how fast it wants to be sent to: the release before does not, and
+        what comes from or to it is held back by credit alone."""
+        return not {source, target} & self.held_back
 
     # -- life -----------------------------------------------------------------------------
 

@@ -222,7 +222,6 @@ async def _take_once(
     offload: Offload,
     progress: Progress,
     config: IngestConfig,
-    ahead: Ahead | None = None,
 ) -> Taken:
     nodes = NodeBuffer(bytes_max=config.batch_bytes)
     # No base: what is put is looked up anyway, and nodes that did not change come out the same.

@@ -44,6 +44,8 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
     gc: str = "on"
     """"off" is the kill switch: nothing is deleted from the store."""
     segment_size: str = "64MiB"
+    past_cache: bool = True
+    """Whether long runs of the store are read and written past the page cache."""
     reserve: str = "256MiB"
     ballast: str = "16MiB"
     """Room in a file that is given up when the disk is full to the last byte, so that deleting can begin; "0" for
@@ -85,6 +87,10 @@ scrub_rate = "50MB/s"
 gc = "on"
 
 segment_size = {segment_size}
+
+# Long runs of the store are read and written past the page cache, where its file system can do that.
+past_cache = true
+
 reserve = "256MiB"
 ballast = "16MiB"
 
@@ -199,6 +205,7 @@ def mesh_config(config: NodeConfig) -> MeshConfig:
 def store_config(config: NodeConfig) -> StoreConfig:
     return StoreConfig(
         segment_bytes_max=max(1 << 20, parse_size(config.segment_size)),
+        past_cache=config.past_cache,
         reserve_bytes_max=parse_size(config.reserve),
         grace_s=parse_span(config.gc_grace),
     )

@@ -13,6 +13,8 @@ class StoreConfig:
     segment_bytes_max: int = 64 * MIB
     """A segment is closed when it has grown past this. Larger means fewer files, smaller means that
     emptying a half-dead one copies less."""
+    past_cache: bool = True
+    """Whether long runs are read and written past the page cache, where the file system can do that."""
     reserve_bytes_max: int = 256 * MIB
     reserve_share: float = 0.02
     """Space that writes must leave free: the smaller of the two. Deletion and recovery live on it."""

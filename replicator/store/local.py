@@ -57,7 +57,9 @@ class LocalStore:
         self._clock = clock
         self._lock_handle = lock_handle
         self.leases = Leases(clock=monotonic, lease_s=config.lease_s)
-        self.files = SegmentFiles(layout.segments, segment_bytes_max=config.segment_bytes_max)
+        self.files = SegmentFiles(
+            layout.segments, segment_bytes_max=config.segment_bytes_max, past_cache=config.past_cache
+        )
         self.ledger = open_ledger(layout, config)
         self.housekeeping = threading.Lock()
         """Held by whoever removes segments or rows, or makes the ledger anew."""
@@ -293,8 +295,8 @@ class LocalStore:
 
 def _joined(run: list[Piece]) -> Buffer:
     """Neighbours without gaps are handed on as the one piece of memory that they were read into."""
-    whole = run[0].sealed.obj if isinstance(run[0].sealed, memoryview) else None
-    if isinstance(whole, bytes) and len(whole) == sum(len(piece.sealed) for piece in run):
+    whole = run[0].run
+    if len(whole) == sum(len(piece.sealed) for piece in run):
         return whole
     return b"".join(piece.sealed for piece in run)
 

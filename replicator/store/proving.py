@@ -6,15 +6,16 @@ as long together as one of them alone (measured). The reader is away for a whole
 time, and what it reads lies in two buffers that are used again and again.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, wait
 from itertools import groupby
 from typing import Final
 
+from replicator.core.direct import aligned, page_span
 from replicator.store.ports import Fault
+from replicator.store.reading import SegmentReader
 from replicator.store.segments import SegmentFiles
-from replicator.store.verify import Piece, Wanted, closing_handle, extent, judge, read_alone, read_pieces, runs_of
+from replicator.store.verify import Piece, Wanted, extent, judge, read_alone, read_pieces, runs_of
 
 _SHARED_MIN: Final = 32
 """Fewer blocks than this are proven before a second thread has begun."""
@@ -30,47 +31,50 @@ def prove(files: SegmentFiles, wanted: Sequence[Wanted], *, threads: Executor) -
     for number, of_it in groupby(ordered, key=lambda item: item[1].segment):
         inside = list(of_it)
         try:
-            handle = files.open_to_read(number)
+            reader = SegmentReader(files, number)
         except OSError:
             found = _found(piece for run in read_pieces(files, inside) for piece in run)
         else:
-            with closing_handle(handle):
-                found = _prove_segment(handle, list(runs_of(inside)), threads=threads)
+            with reader:
+                found = _prove_segment(reader, list(runs_of(inside)), threads=threads)
         faults += found[0]
         soft += found[1]
     return faults, soft
 
 
-def _prove_segment(handle: int, runs: Sequence[Sequence[Wanted]], *, threads: Executor) -> tuple[list[Fault], int]:
-    size_max = max(extent(run)[1] for run in runs)
-    mine, ahead = memoryview(bytearray(size_max)), memoryview(bytearray(size_max))
+def _prove_segment(
+    reader: SegmentReader, runs: Sequence[Sequence[Wanted]], *, threads: Executor
+) -> tuple[list[Fault], int]:
+    room = max(page_span(size, offset) for offset, size in map(extent, runs))
+    mine, ahead = aligned(room), aligned(room)
+
+    def read(run: Sequence[Wanted], into: memoryview) -> memoryview:
+        offset, size = extent(run)
+        return reader.read(size, offset, into=into)
+
     faults: list[Fault] = []
     soft = 0
-    reading = threads.submit(_read_into, handle, runs[0], ahead)
+    reading = threads.submit(read, runs[0], ahead)
     try:
         for number, run in enumerate(runs):
             mine, ahead = ahead, mine
             try:
-                have: int | None = reading.result()
+                data: memoryview | None = reading.result()
             except OSError:
-                have = None
+                data = None
+            if data is None:
+                # In this thread, before the next one is read: a reader does one thing at a time.
+                pieces = read_alone(reader, run)
             if number + 1 < len(runs):
-                reading = threads.submit(_read_into, handle, runs[number + 1], ahead)
-            found = _found(read_alone(handle, run) if have is None else judge(run, mine[:have]))
+                reading = threads.submit(read, runs[number + 1], ahead)
+            if data is not None:
+                pieces = judge(run, data)
+            found = _found(pieces)
             faults += found[0]
             soft += found[1]
     finally:
         wait([reading])  # It reads from a descriptor that is closed next.
     return faults, soft
-
-
-def _read_into(handle: int, run: Sequence[Wanted], into: memoryview) -> int:
-    """Read until the run or the file ends: a short read is legal. Returns how many bytes there are."""
-    offset, size = extent(run)
-    have = 0
-    while have < size and (count := os.preadv(handle, [into[have:size]], offset + have)):
-        have += count
-    return have
 
 
 def _found(pieces: Iterable[Piece]) -> tuple[list[Fault], int]:

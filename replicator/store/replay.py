@@ -24,8 +24,8 @@ from protocol.wire.envelope import HEADER_BYTES, MAGIC, Header, unseal
 from replicator.core.logging import get_logger
 from replicator.store.ledger import Ledger
 from replicator.store.ports import Place
+from replicator.store.reading import pread_all
 from replicator.store.segments import SEGMENT_HEADER_BYTES, SegmentFiles
-from replicator.store.verify import pread_all
 
 _ROWS_MAX: Final = 20_000
 _LARGEST: Final = HEADER_BYTES + BLOCK_BODY_MAX

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from protocol.wire.envelope import Buffer
+from replicator.core.direct import LongWriter, open_direct
 from replicator.core.errors import SegmentLost, StoreReadOnly
 from replicator.core.files import sync_directory
 from replicator.store.ports import Place, SealedBlock
@@ -29,9 +30,14 @@ _SUFFIX: Final = ".seg"
 class SegmentFiles:
     """All segments of one store. Not thread-safe by itself: `LocalStore` holds its lock around writes."""
 
-    def __init__(self, folder: Path, *, segment_bytes_max: int) -> None:
+    def __init__(self, folder: Path, *, segment_bytes_max: int, past_cache: bool = True) -> None:
+        """`past_cache`: whether long runs go past the page cache, where the file system can do that."""
         self._folder = folder
         self._bytes_max = segment_bytes_max
+        self._past_cache = past_cache
+        self._writer = LongWriter()
+        self._direct: int | None = None
+        """The active segment, opened past the cache."""
         self._active: tuple[int, int] | None = None
         self._tail = 0
         self._unsynced: dict[int, int] = {}
@@ -77,7 +83,7 @@ class SegmentFiles:
                 run.append(blocks[at].sealed)
                 end += size
                 at += 1
-            _write_all(handle, run, start)
+            self._writer.write(handle, self._direct, run, start)
             self._tail = end
             self._unsynced[number] = handle
         return places
@@ -102,7 +108,11 @@ class SegmentFiles:
             os.close(handle)
             raise
         self._active, self._tail = (number, handle), SEGMENT_HEADER_BYTES
+        self._direct = self._open_past_cache(number, os.O_WRONLY)
         return self._active
+
+    def _open_past_cache(self, number: int, flags: int) -> int | None:
+        return open_direct(self.path(number), flags) if self._past_cache else None
 
     def _retire(self) -> None:
         assert self._active is not None
@@ -110,6 +120,12 @@ class SegmentFiles:
         # closed goes to the next file that anybody opens. That one would be flushed in its place.
         self._to_close.append(self._active[1])
         self._active = None
+        self._close_direct()
+
+    def _close_direct(self) -> None:
+        if self._direct is not None:
+            os.close(self._direct)
+            self._direct = None
 
     def take_unsynced(self) -> list[tuple[int, int]]:
         """The segments with bytes that no `sync` has covered: number and descriptor. The taker must sync them."""
@@ -179,21 +195,14 @@ class SegmentFiles:
         """A descriptor, opened afresh so that a file that was replaced or removed is noticed."""
         return os.open(self.path(number), os.O_RDONLY)
 
+    def open_past_cache(self, number: int) -> int | None:
+        """The same for long runs; None where they go through the cache like all others."""
+        return self._open_past_cache(number, os.O_RDONLY)
+
     def close(self) -> None:
         for handle in self._to_close:
             os.close(handle)
         if self._active is not None:
             os.close(self._active[1])
+        self._close_direct()
         self._to_close, self._active = [], None
-
-
-def _write_all(handle: int, run: Sequence[Buffer], offset: int) -> None:
-    """`pwritev` until every byte is written: a short write is legal and happens near a full disk."""
-    total = sum(map(len, run))
-    written = os.pwritev(handle, run, offset)
-    if written == total:
-        return
-    rest = memoryview(b"".join(run))[written:]
-    while rest:
-        count = os.pwrite(handle, rest, offset + total - len(rest))
-        rest = rest[count:]

@@ -14,9 +14,10 @@ from replicator.core.errors import StoreFull
 from replicator.store.epochs import EpochRoom, EpochShelves
 from replicator.store.ledger import Ledger
 from replicator.store.ports import Fault, Moved, Place, SealedBlock, Shelf
+from replicator.store.reading import pread_all
 from replicator.store.replay import sound_blocks
 from replicator.store.segments import SEGMENT_HEADER_BYTES, SegmentFiles
-from replicator.store.verify import closing_handle, pread_all, read_pieces
+from replicator.store.verify import closing_handle, read_pieces
 
 _ROWS: Final = 256
 _INVENTORY: Final = 4096

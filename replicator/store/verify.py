@@ -10,6 +10,7 @@ from protocol.ids import BlockId
 from protocol.limits import BLOCKS_FRAME_GOAL
 from protocol.wire.envelope import Buffer, unseal
 from replicator.store.ports import Cause, Fault, Place
+from replicator.store.reading import SegmentReader
 from replicator.store.segments import SegmentFiles
 
 Wanted = tuple[BlockId, Place, int]
@@ -20,6 +21,7 @@ _GAP_MAX: Final = 32 * 1024
 
 
 _PAGE: Final = 4096
+_NOTHING: Final = memoryview(b"")
 
 
 class Piece(NamedTuple):
@@ -29,6 +31,8 @@ class Piece(NamedTuple):
     sealed: Buffer
     body: Buffer
     fault: Fault | None
+    run: memoryview = _NOTHING
+    """All bytes of the run that it was read with."""
     is_soft: bool = False
     """Set on one piece of a run whose first read the disk refused, though all of it can be read."""
 
@@ -76,16 +80,16 @@ def read_pieces(files: SegmentFiles, wanted: Sequence[Wanted]) -> Iterator[list[
 
 def _read_segment(files: SegmentFiles, segment: int, wanted: Sequence[Wanted]) -> Iterator[list[Piece]]:
     try:
-        handle = files.open_to_read(segment)
+        reader = SegmentReader(files, segment)
     except FileNotFoundError:
         yield [_broken(item, Cause.MISSING) for item in wanted]
         return
     except OSError:
         yield [_broken(item, Cause.UNREADABLE) for item in wanted]
         return
-    with closing_handle(handle):
+    with reader:
         for run in runs_of(wanted):
-            yield _read_run(handle, run)
+            yield _read_run(reader, run)
 
 
 def runs_of(wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
@@ -108,20 +112,20 @@ def extent(run: Sequence[Wanted]) -> tuple[int, int]:
     return first.offset, last.offset + last.length - first.offset
 
 
-def _read_run(handle: int, run: Sequence[Wanted]) -> list[Piece]:
+def _read_run(reader: SegmentReader, run: Sequence[Wanted]) -> list[Piece]:
     offset, size = extent(run)
     try:
-        data = memoryview(pread_all(handle, size, offset))
+        data = reader.read(size, offset)
     except OSError:
-        return read_alone(handle, run)
+        return read_alone(reader, run)
     return judge(run, data)
 
 
-def read_alone(handle: int, run: Sequence[Wanted]) -> list[Piece]:
+def read_alone(reader: SegmentReader, run: Sequence[Wanted]) -> list[Piece]:
     """After a read that the disk refused, block by block: one bad sector must not condemn its neighbours."""
     if len(run) == 1:
         return [_broken(run[0], Cause.UNREADABLE)]
-    alone = [piece for item in run for piece in _read_run(handle, [item])]
+    alone = [piece for item in run for piece in _read_run(reader, [item])]
     if all(piece.fault is None for piece in alone):
         alone[0] = alone[0]._replace(is_soft=True)
     return alone
@@ -147,21 +151,8 @@ def judge(run: Sequence[Wanted], data: memoryview) -> list[Piece]:
         if header.block_id != block or header.sealed_bytes != place.length:
             pieces.append(_broken(item, Cause.CORRUPT))
         else:
-            pieces.append(Piece(item, sealed, body, None))
+            pieces.append(Piece(item, sealed, body, None, data))
     return pieces
-
-
-def pread_all(handle: int, size: int, offset: int) -> bytes:
-    """`pread` until `size` bytes or the end of the file: a short read is legal."""
-    data = os.pread(handle, size, offset)
-    if len(data) == size or not data:
-        return data
-    parts = [data]
-    have = len(data)
-    while have < size and (more := os.pread(handle, size - have, offset + have)):
-        parts.append(more)
-        have += len(more)
-    return b"".join(parts)
 
 
 def _broken(item: Wanted, cause: Cause) -> Piece:

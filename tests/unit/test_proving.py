@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from replicator.store import proving, verify
+from replicator.store import reading, verify
 from replicator.store.local import LocalStore
 from replicator.store.ports import Cause
 from tests.support.blocks import flipped, ids_of, sealed_blocks
@@ -55,7 +55,7 @@ def test_a_bad_moment_in_the_middle_is_counted_once_and_condemns_nothing(
             buffers[0][count - 1] ^= 1
         return count
 
-    monkeypatch.setattr(proving.os, "preadv", moody)
+    monkeypatch.setattr(reading.os, "preadv", moody)
     part = store.verify(after=None, bytes_max=1 << 20)
     assert calls > 5 and (part.blocks, part.faults, part.soft_errors) == (len(MANY), [], 1)
     assert store.statistics().soft_errors == 1
@@ -63,7 +63,7 @@ def test_a_bad_moment_in_the_middle_is_counted_once_and_condemns_nothing(
 
 def test_short_reads_are_carried_on(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.preadv
-    monkeypatch.setattr(proving.os, "preadv", lambda handle, into, at: real(handle, [into[0][:1000]], at))
+    monkeypatch.setattr(reading.os, "preadv", lambda handle, into, at: real(handle, [into[0][:1000]], at))
     assert scrub(store) == []
 
 

@@ -1,0 +1,63 @@
+"""Reading one segment: long runs past the page cache, the rest through it."""
+
+import os
+from types import TracebackType
+from typing import Self
+
+from replicator.core.direct import DIRECT_MIN, read_long
+from replicator.store.segments import SegmentFiles
+
+
+class SegmentReader:
+    """A segment, open to be read until the block is left. Opened afresh, so that a file that was replaced is noticed.
+
+    Raises `OSError` if it cannot be opened. Not thread-safe, but for reads one at a time.
+    """
+
+    def __init__(self, files: SegmentFiles, number: int) -> None:
+        self._files = files
+        self._number = number
+        self._handle = files.open_to_read(number)
+        self._direct: int | None = None
+        self._has_tried = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._handle)
+        if self._direct is not None:
+            os.close(self._direct)
+
+    def read(self, size: int, offset: int, *, into: memoryview | None = None) -> memoryview:
+        """Up to `size` bytes from `offset` on: fewer only where the segment ends. Raises `OSError`.
+
+        `into`, if given, is used instead of fresh memory: it begins at the border of a page, and has room for
+        the whole pages around the run (`page_span`).
+        """
+        if size >= DIRECT_MIN and not self._has_tried:
+            self._has_tried = True
+            self._direct = self._files.open_past_cache(self._number)
+        if self._direct is not None and size >= DIRECT_MIN:
+            return read_long(self._handle, self._direct, size, offset, into=into)
+        if into is None:
+            return memoryview(pread_all(self._handle, size, offset))
+        have = 0
+        while have < size and (count := os.preadv(self._handle, [into[have:size]], offset + have)):
+            have += count
+        return into[:have]
+
+
+def pread_all(handle: int, size: int, offset: int) -> bytes:
+    """`pread` until `size` bytes or the end of the file: a short read is legal."""
+    data = os.pread(handle, size, offset)
+    if len(data) == size or not data:
+        return data
+    parts = [data]
+    have = len(data)
+    while have < size and (more := os.pread(handle, size - have, offset + have)):
+        parts.append(more)
+        have += len(more)
+    return b"".join(parts)

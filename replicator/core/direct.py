@@ -15,7 +15,7 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +27,7 @@ DIRECT_MIN: Final = 256 * KIB
 """Shorter runs are better off in the cache: a trip to the disk would take longer than all copies together."""
 _ROOM_BYTES: Final = 8 * MIB
 _Buffer = bytes | bytearray | memoryview
+_LIBC: Final = ctypes.CDLL(None)
 _REFUSALS: Final = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -77,6 +78,31 @@ def read_long(handle: int, direct: int, size: int, offset: int, *, into: memoryv
     return view[offset - start : max(offset - start, min(have, wanted))]
 
 
+class Cached:
+    """Says what of an open file is in the page cache, and reads nothing to find out. Raises `OSError`, `ValueError`."""
+
+    def __init__(self, handle: int) -> None:
+        # Private and writable, because only the address of a writable map can be had; nothing ever looks into it.
+        self._map = mmap.mmap(handle, 0, access=mmap.ACCESS_COPY)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+
+    def holds(self, size: int, offset: int) -> bool:
+        """Whether bytes are there, judged by some of their pages: to ask about each costs as much as reading them."""
+        first, last = offset // PAGE, (min(offset + size, len(self._map)) - 1) // PAGE
+        return all(self._is_here(first + (last - first) * part // _SAMPLES) for part in range(_SAMPLES + 1))
+
+    def _is_here(self, page: int) -> bool:
+        if not 0 <= page * PAGE < len(self._map):
+            return False
+        answer = ctypes.c_ubyte()
+        if _LIBC.mincore(ctypes.c_void_p(self._address + page * PAGE), ctypes.c_size_t(PAGE), ctypes.byref(answer)):
+            return False
+        return bool(answer.value & 1)
+
+
+_SAMPLES: Final = 3
+
+
 def page_span(size: int, offset: int) -> int:
     """How long the whole pages around a run are."""
     return -(-(offset + size) // PAGE) * PAGE - offset // PAGE * PAGE
@@ -92,12 +118,24 @@ class LongWriter:
         self._room: memoryview | None = None
 
     def write(
-        self, handle: int, direct: int | None, run: Sequence[bytes | bytearray | memoryview], offset: int
+        self,
+        handle: int,
+        direct: int | None,
+        run: Sequence[_Buffer],
+        offset: int,
+        *,
+        tell: Callable[[_Buffer], object] | None = None,
     ) -> None:
-        """Write all of `run` at `offset`. A short write is legal, and is carried on. Raises `OSError`."""
+        """Write all of `run` at `offset`. A short write is legal, and is carried on. Raises `OSError`.
+
+        `tell` is called with everything that is written, in order, in as few parts as there are.
+        """
         total = sum(map(len, run))
         whole_pages = (offset + total) // PAGE * PAGE - -(-offset // PAGE) * PAGE
         if direct is None or whole_pages < DIRECT_MIN:
+            if tell is not None:
+                for piece in run:
+                    tell(piece)
             write_all(handle, run, offset)
             return
         if self._room is None:
@@ -113,9 +151,13 @@ class LongWriter:
                 filled += count
                 rest = rest[count:]
                 if filled == len(room):
+                    if tell is not None:
+                        tell(room[begin:filled])
                     self._put(handle, direct, room[begin:filled], at + begin)
                     at, begin, filled = at + filled, 0, 0
         if filled > begin:
+            if tell is not None:
+                tell(room[begin:filled])
             self._put(handle, direct, room[begin:filled], at + begin)
 
     def _put(self, handle: int, direct: int, data: memoryview, offset: int) -> None:

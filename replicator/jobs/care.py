@@ -28,8 +28,11 @@ class CareJobs:
         self._parts = parts
 
     async def scrub(self, context: JobContext) -> dict[str, Any]:
-        """`{"from_start": bool}`: read everything again; mend what peers have."""
-        report = await self._parts.scrubber.run(context.progress, from_start=context.args.get("from_start", True))
+        """`{"from_start": bool, "is_deep": bool}`: read everything again; mend what peers have."""
+        args = context.args
+        report = await self._parts.scrubber.run(
+            context.progress, from_start=args.get("from_start", True), is_deep=args.get("is_deep", False)
+        )
         return {
             "blocks": report.blocks,
             "sealed_bytes": report.sealed_bytes,

@@ -7,8 +7,9 @@ through four stages:
 1. *index*: is the ledger sound as a file;
 2. *catalogue*: the file, every record's signature, and every record block against its row, both
    ways (`repair/records.py`);
-3. *segments*: every block that the ledger knows is read from its segment and proven by its
-   hash, so every entry of the ledger is proven to point at what it says;
+3. *segments*: every byte that the ledger knows a block in is read from its segment and hashed: in stretches
+   whose sum is known from when they were written or last proven, or, where a sum does not agree and in every
+   fourth pass, each block by its own id. So every entry of the ledger is proven to point at what it says;
 4. *manifests*: every map is walked from its root, and every block that a snapshot needs is
    looked up. What the ledger has lost all trace of is looked for in the segments first, then
    asked of the peers.
@@ -27,7 +28,7 @@ from typing import Final
 
 import trio
 
-from protocol.ids import BlockId, split_ids
+from protocol.ids import BLOCK_ID_BYTES, BlockId, split_ids
 from protocol.wire.hashing import Kind
 from replicator.catalog.audit import sound_records
 from replicator.catalog.catalog import Catalog
@@ -49,12 +50,15 @@ PART_BYTES: Final = 32 * 1024 * 1024
 _WHOLE_BYTES: Final = 4 * PART_BYTES
 """The same for a pass at full speed, which gives way to nobody: a whole segment, mostly. Each part ends with two
 flushes: of the cursor, and of what was verified when."""
+_SUMS_IN_A_ROW: Final = 3
+"""Passes that go by sums before one that opens every block."""
 _PASS: Final = "scrub.pass"
 _FINDINGS: Final = "scrub.findings"
 _KEPT_MAX: Final = 100
 _LOST_MAX: Final = 100_000
 """Blocks without an entry that are looked for at once: each search reads the whole store."""
 _RUNS_A_STEP: Final = 64
+_ASKED_BYTES: Final = 4096 * BLOCK_ID_BYTES
 
 Heal = Callable[[Sequence[Fault]], Awaitable[Healed]]
 """`Healer.heal`."""
@@ -84,6 +88,10 @@ class Pass:
     stage: str = "index"
     cursor: str = ""
     read_bytes: int = 0
+    is_deep: bool = False
+    """Whether every block is opened, whatever its sum says (`store/sums.py`)."""
+    until_deep: int = _SUMS_IN_A_ROW
+    """How many passes may go by sums before the next deep one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +126,7 @@ class Scrubber:
         self._lock = trio.Lock()
         self._walk: AsyncGenerator[None, None] | None = None
         self._lost: dict[BlockId, Kind] = {}
+        self._asked = _nothing_asked()
         self._report = ScrubReport()
         self.pass_now = self._kept_pass()
         self.findings: list[dict[str, object]] = json.loads(catalog.fact(_FINDINGS) or "[]")
@@ -135,11 +144,15 @@ class Scrubber:
         read_bytes = 0 if self.is_between_passes else self.pass_now.read_bytes
         return max(0, self._store.statistics().sealed_bytes - read_bytes)
 
-    async def run(self, progress: Progress, *, from_start: bool) -> ScrubReport:
-        """One whole pass at full speed, from where the last one stopped or from the start."""
+    async def run(self, progress: Progress, *, from_start: bool, is_deep: bool = False) -> ScrubReport:
+        """One whole pass at full speed, from where the last one stopped or from the start.
+
+        `is_deep`: every block is opened, also where the sum of its stretch is right; a pass that goes on anew as well.
+        """
         async with self._lock:
             if from_start or self.is_between_passes:
-                await self._begin()
+                await self._begin(is_deep=is_deep)
+            self.pass_now.is_deep |= is_deep
             progress.begin("reading every block", total=self.left_bytes)
             is_complete = False
             while not is_complete:
@@ -162,9 +175,11 @@ class Scrubber:
                 self.rate_seen = rate if not self.rate_seen else 0.8 * self.rate_seen + 0.2 * rate
             return replace(stepped, took_s=took_s)
 
-    async def _begin(self) -> None:
+    async def _begin(self, *, is_deep: bool = False) -> None:
         await self._stop_walking()
-        self.pass_now = Pass(started_ns=self._clock.now_ns())
+        is_deep = is_deep or self.pass_now.until_deep == 0
+        until_deep = _SUMS_IN_A_ROW if is_deep else self.pass_now.until_deep - 1
+        self.pass_now = Pass(started_ns=self._clock.now_ns(), is_deep=is_deep, until_deep=until_deep)
         self._report = ScrubReport()
         self._keep_pass()
 
@@ -199,7 +214,10 @@ class Scrubber:
     async def _read_segments(self, *, past_cache: bool, bytes_max: int) -> int:
         now, report = self.pass_now, self._report
         part = await self._offload.run(
-            lambda at: self._store.verify(after=at, bytes_max=bytes_max, past_cache=past_cache), _cursor(now.cursor)
+            lambda at: self._store.verify(
+                after=at, bytes_max=bytes_max, past_cache=past_cache, by_sums=not now.is_deep
+            ),
+            _cursor(now.cursor),
         )
         report.blocks += part.blocks
         report.sealed_bytes += part.sealed_bytes
@@ -222,7 +240,7 @@ class Scrubber:
                     return True
         except BaseException:
             # A walk that was cut short is over, and would look like one that came to its end.
-            self._walk, self._lost = None, {}
+            self._walk, self._lost, self._asked = None, {}, _nothing_asked()
             raise
         return False
 
@@ -247,16 +265,26 @@ class Scrubber:
                     self._take_down(_manifest_verdict(record, error))
                 break
             yield
+        for kind in Kind:
+            await self._ask(kind)
         await self._settle_lost()
 
     async def _look_up(self, kind: Kind, packed: bytes) -> None:
-        ids = split_ids(packed)
-        for block in await self._offload.run(self._lost_among, ids):
+        """Have these looked for, together with others: a trip to another thread costs as much as fifty of them."""
+        asked = self._asked[kind]
+        asked += packed
+        if len(asked) >= _ASKED_BYTES:
+            await self._ask(kind)
+
+    async def _ask(self, kind: Kind) -> None:
+        packed, self._asked[kind] = bytes(self._asked[kind]), bytearray()
+        for block in await self._offload.run(self._lost_among, packed):
             self._lost[block] = kind
         if len(self._lost) >= _LOST_MAX:
             await self._settle_lost()
 
-    def _lost_among(self, ids: list[BlockId]) -> list[BlockId]:
+    def _lost_among(self, packed: bytes) -> list[BlockId]:
+        ids = split_ids(packed)
         lease = self._store.begin("scrub")
         try:
             here = self._store.have(lease, ids)
@@ -334,7 +362,7 @@ class Scrubber:
     async def _stop_walking(self) -> None:
         if self._walk is not None:
             await self._walk.aclose()
-        self._walk, self._lost = None, {}
+        self._walk, self._lost, self._asked = None, {}, _nothing_asked()
 
     def _kept_pass(self) -> Pass:
         text = self._catalog.fact(_PASS)
@@ -352,6 +380,10 @@ def standing_of(scrubber: Scrubber, *, now_ns: int) -> Standing:
     now = scrubber.pass_now
     started_ns = now_ns if scrubber.is_between_passes else min(now.started_ns, now_ns)
     return Standing(started_ns=started_ns, left_bytes=scrubber.left_bytes, rate_seen=scrubber.rate_seen)
+
+
+def _nothing_asked() -> dict[Kind, bytearray]:
+    return {kind: bytearray() for kind in Kind}
 
 
 _DONE: Final = object()

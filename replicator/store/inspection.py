@@ -84,7 +84,7 @@ class LocalInspection:
             except StoreError:
                 return  # A store that cannot write can still be read; the number is kept while the node runs.
 
-    def verify(self, *, after: ScrubCursor | None, bytes_max: int, past_cache: bool) -> VerifiedPart:
+    def verify(self, *, after: ScrubCursor | None, bytes_max: int, past_cache: bool, by_sums: bool) -> VerifiedPart:
         """One step of a scrub: up to `bytes_max` of one segment, and then the cursor moves to the next.
 
         Segments that the ledger knows and the disk does not have are gone through as well:
@@ -109,7 +109,7 @@ class LocalInspection:
             total += sum(place.length for _, place, _ in more)
             if more:
                 offset = more[-1][1].offset + 1
-        faults, soft = self._prove(rows, past_cache=past_cache)
+        faults, soft = self._prove(rows, past_cache=past_cache, by_sums=by_sums)
         if not ended:
             return VerifiedPart(ScrubCursor(cursor.segment, offset), len(rows), total, faults, soft)
         with room.noticing():
@@ -117,13 +117,13 @@ class LocalInspection:
         following = ScrubCursor(numbers[1], 0) if len(numbers) > 1 else None
         return VerifiedPart(following, len(rows), total, faults, soft)
 
-    def _prove(self, rows: Sequence[Wanted], *, past_cache: bool) -> tuple[list[Fault], int]:
+    def _prove(self, rows: Sequence[Wanted], *, past_cache: bool, by_sums: bool) -> tuple[list[Fault], int]:
         if past_cache and rows:
             first, last = rows[0][1], rows[-1][1]
             whole = Place(first.segment, first.offset, last.offset + last.length - first.offset)
             drop_cached(self._room.files, [whole])
         before = self.soft_errors
-        suspects, soft = prove(self._room.files, rows, threads=self._threads)
+        suspects, soft = prove(self._room.files, rows, threads=self._threads, by_sums=by_sums)
         self.note_soft(soft)
         _, faults = self.look_again(suspects)
         return [fault for fault in faults if fault.place is not None], self.soft_errors - before

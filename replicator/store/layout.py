@@ -5,6 +5,7 @@ store/lock          held by the one process that has the store open
 store/ledger/       where each block lies: a cache of the segments
 store/generation    how often the store was opened: tells a ledger that was set back from the last one
 store/segments/00000001.seg …
+store/sums/00000001.sums …  saves a scrub work, and nothing else
 """
 
 import fcntl
@@ -30,6 +31,7 @@ class StoreLayout:
         self.ledger = root / "ledger"
         self.generation = root / "generation"
         self.segments = root / "segments"
+        self.sums = root / "sums"
 
     def prepare(self) -> None:
         """Make the folders of a new store, or check that this is one that we can read.
@@ -46,6 +48,7 @@ class StoreLayout:
                 )
             write_durably(self.format, FORMAT.encode())
             sync_directory(self.root)
+        self.sums.mkdir(exist_ok=True)
         found = self.format.read_text(errors="replace")
         if found != FORMAT:
             raise ConfigError(f"{self.root} is {found.strip()!r}; this release reads {FORMAT.strip()!r}.")

@@ -37,6 +37,7 @@ from replicator.store.ports import (
 from replicator.store.replay import Replayed
 from replicator.store.segments import SegmentFiles
 from replicator.store.shelves import LocalShelves
+from replicator.store.sums import SumFiles
 from replicator.store.verify import Piece, Wanted, read_pieces
 
 
@@ -58,7 +59,10 @@ class LocalStore:
         self._lock_handle = lock_handle
         self.leases = Leases(clock=monotonic, lease_s=config.lease_s)
         self.files = SegmentFiles(
-            layout.segments, segment_bytes_max=config.segment_bytes_max, past_cache=config.past_cache
+            layout.segments,
+            sums=SumFiles(layout.sums),
+            segment_bytes_max=config.segment_bytes_max,
+            past_cache=config.past_cache,
         )
         self.ledger = open_ledger(layout, config)
         self.housekeeping = threading.Lock()
@@ -238,8 +242,10 @@ class LocalStore:
     def broken(self) -> list[Fault]:
         return self.ledger.broken()
 
-    def verify(self, *, after: ScrubCursor | None, bytes_max: int, past_cache: bool = False) -> VerifiedPart:
-        return self._inspection.verify(after=after, bytes_max=bytes_max, past_cache=past_cache)
+    def verify(
+        self, *, after: ScrubCursor | None, bytes_max: int, past_cache: bool = False, by_sums: bool = False
+    ) -> VerifiedPart:
+        return self._inspection.verify(after=after, bytes_max=bytes_max, past_cache=past_cache, by_sums=by_sums)
 
     def still_faulty(self, suspects: Sequence[Fault]) -> list[Fault]:
         """Look again before condemning anything: at its present place, and past the page cache (restic#4774)."""

@@ -199,9 +199,11 @@ class MemoryStore:
         with self.lock:
             return list(self.disk.broken.values())
 
-    def verify(self, *, after: ScrubCursor | None, bytes_max: int, past_cache: bool = False) -> VerifiedPart:
+    def verify(
+        self, *, after: ScrubCursor | None, bytes_max: int, past_cache: bool = False, by_sums: bool = False
+    ) -> VerifiedPart:
         assert bytes_max > 0
-        del past_cache  # there is no cache
+        del past_cache, by_sums  # there is no cache, and there are no sums
         with self.lock:
             self.flush()
             numbers = sorted(number for number in self.disk.segments if after is None or number >= after.segment)

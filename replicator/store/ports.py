@@ -171,10 +171,13 @@ class BlockStore(Protocol):
         """What is in quarantine."""
         ...
 
-    def verify(self, *, after: "ScrubCursor | None", bytes_max: int, past_cache: bool = False) -> "VerifiedPart":
+    def verify(
+        self, *, after: "ScrubCursor | None", bytes_max: int, past_cache: bool = False, by_sums: bool = False
+    ) -> "VerifiedPart":
         """Read the next part of the store again and prove every block in it.
 
         `past_cache`: from the disk even if it is in memory, so that a page that was read last week hides nothing.
+        `by_sums`: bytes that still have the sum that they had when they were written or last proven need not be opened.
         """
         ...
 

@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from blake3 import blake3
+
 from protocol.wire.envelope import Buffer
 from replicator.core.direct import LongWriter, open_direct
 from replicator.core.errors import SegmentLost, StoreReadOnly
 from replicator.core.files import sync_directory
 from replicator.store.ports import Place, SealedBlock
+from replicator.store.sums import Stretch, SumFiles
 
 SEGMENT_MAGIC: Final = b"\x89RSEG\r\n\x1a"
 _HEADER: Final = struct.Struct(">8sIQ44x")
@@ -25,14 +28,19 @@ SEGMENT_HEADER_BYTES: Final = _HEADER.size
 assert SEGMENT_HEADER_BYTES == 64
 _IOV_MAX: Final = 512
 _SUFFIX: Final = ".seg"
+STRETCH_MIN: Final = 64 * 1024
+"""Shorter runs get no sum: there would be a sum for each block. The first scrub takes sums of what it proves."""
 
 
 class SegmentFiles:
     """All segments of one store. Not thread-safe by itself: `LocalStore` holds its lock around writes."""
 
-    def __init__(self, folder: Path, *, segment_bytes_max: int, past_cache: bool = True) -> None:
+    def __init__(self, folder: Path, *, sums: SumFiles, segment_bytes_max: int, past_cache: bool = True) -> None:
         """`past_cache`: whether long runs go past the page cache, where the file system can do that."""
         self._folder = folder
+        self.sums = sums
+        self._stretches: list[Stretch] = []
+        """Of the active segment."""
         self._bytes_max = segment_bytes_max
         self._past_cache = past_cache
         self._writer = LongWriter()
@@ -83,10 +91,18 @@ class SegmentFiles:
                 run.append(blocks[at].sealed)
                 end += size
                 at += 1
-            self._writer.write(handle, self._direct, run, start)
+            self._write(handle, run, start, end)
             self._tail = end
             self._unsynced[number] = handle
         return places
+
+    def _write(self, handle: int, run: Sequence[Buffer], start: int, end: int) -> None:
+        if end - start < STRETCH_MIN:
+            self._writer.write(handle, self._direct, run, start)
+            return
+        hasher = blake3()
+        self._writer.write(handle, self._direct, run, start, tell=hasher.update)
+        self._stretches.append(Stretch(start, end, hasher.digest()))
 
     def _room(self) -> tuple[int, int]:
         if self.poisoned:
@@ -119,8 +135,14 @@ class SegmentFiles:
         # Not closed here: a flush that has taken it may be in the middle of it, and the number of a descriptor that is
         # closed goes to the next file that anybody opens. That one would be flushed in its place.
         self._to_close.append(self._active[1])
+        self._save_sums(self._active[0])
         self._active = None
         self._close_direct()
+
+    def _save_sums(self, number: int) -> None:
+        if self._stretches:
+            self.sums.save(number, self._stretches)
+        self._stretches = []
 
     def _close_direct(self) -> None:
         if self._direct is not None:
@@ -189,6 +211,7 @@ class SegmentFiles:
                 self.path(number).unlink(missing_ok=True)
         if numbers:
             sync_directory(self._folder)
+        self.sums.remove(numbers)
         return freed
 
     def open_to_read(self, number: int) -> int:
@@ -204,5 +227,6 @@ class SegmentFiles:
             os.close(handle)
         if self._active is not None:
             os.close(self._active[1])
+            self._save_sums(self._active[0])
         self._close_direct()
         self._to_close, self._active = [], None

@@ -11,6 +11,7 @@ import pytest
 from replicator.core import direct
 from replicator.core.direct import DIRECT_MIN, PAGE, LongWriter, aligned, open_direct, page_span, read_long
 from replicator.store.segments import SegmentFiles
+from replicator.store.sums import SumFiles
 from tests.support.blocks import sealed_blocks
 
 SIZES = (1, 56, PAGE - 1, PAGE, PAGE + 1, 70_000, DIRECT_MIN - 1, DIRECT_MIN, 3 * DIRECT_MIN + 17, 9_000_001)
@@ -113,7 +114,7 @@ def test_where_nothing_goes_past_the_cache_segments_are_the_same(tmp_path: Path)
     blocks = sealed_blocks(*range(1, 80, 2), size=60_000)
     for name, past_cache in (("with", True), ("without", False)):
         (tmp_path / name).mkdir()
-        files = SegmentFiles(tmp_path / name, segment_bytes_max=1 << 20, past_cache=past_cache)
+        files = SegmentFiles(tmp_path / name, sums=SumFiles(tmp_path), segment_bytes_max=1 << 20, past_cache=past_cache)
         files.append(blocks)
         assert past_cache or files.open_past_cache(1) is None
         files.close()

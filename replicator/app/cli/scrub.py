@@ -19,10 +19,14 @@ def register(app: App) -> None:
 def scrub(
     *,
     resume: Annotated[bool, Parameter(negative="", help="Go on where the last scrub stopped.")] = False,
+    deep: Annotated[bool, Parameter(negative="", help="Open every block, whatever its sum says.")] = False,
     status: Annotated[bool, Parameter(negative="", help="Read nothing; say how the promise stands.")] = False,
     common: Common = DEFAULT,
 ) -> int:
     """Read everything again and prove it: blocks, manifests, catalogue, index. Mend what can be mended.
+
+    Every byte is hashed. Stretches that still have the sum that was taken when they were written or last proven are not
+    opened block by block, except with --deep and in every fourth pass.
 
     Works on a node that is down, without help from peers. Exit codes: 0 all is sound or was mended, 1 something is
     broken that nobody could mend (with --status: or the promise cannot be kept), 75 the store is in use.
@@ -32,7 +36,7 @@ def scrub(
         page = _page(common)
         output.result(page, lambda: _print_page(page))
         return EXIT_FINDINGS if page["is_late"] or page["findings_unmended"] else EXIT_OK
-    value = run_job_anywhere(common, output, "scrub", {"from_start": not resume})
+    value = run_job_anywhere(common, output, "scrub", {"from_start": not resume, "is_deep": deep})
 
     def human() -> None:
         soft = f", {value['soft_errors']} soft errors" if value["soft_errors"] else ""

@@ -90,6 +90,7 @@ class Ledger:
             rows = self._by_segment.rows_of(number)
         start = int(np.searchsorted(rows.offsets, from_offset))
         answer: list[tuple[BlockId, Place, int]] = []
+        answered: set[BlockId] = set()
         while start < len(rows.offsets) and len(answer) < limit:
             ids = rows.ids[start * BLOCK_ID_BYTES : (start + limit) * BLOCK_ID_BYTES]
             names = [BlockId(ids[at : at + BLOCK_ID_BYTES]) for at in range(0, len(ids), BLOCK_ID_BYTES)]
@@ -98,9 +99,11 @@ class Ledger:
             offsets = rows.offsets[start : start + limit].tolist()
             for block, offset in zip(names, offsets, strict=True):
                 place, kind = known.get(block, (None, 0))
-                # While runs are merged a row may be in two of them.
-                is_again = bool(answer) and answer[-1][1].offset == offset
-                if place is not None and (place.segment, place.offset) == (number, offset) and not is_again:
+                if place is None or (place.segment, place.offset) != (number, offset):
+                    continue
+                # While runs are merged a row may be in two of them. Another block at the same offset is a wrong row.
+                if block not in answered:
+                    answered.add(block)
                     answer.append((block, place, kind))
             start += limit
         return answer[:limit]

@@ -83,7 +83,7 @@ class BlockTable:
         self.changed = threading.Condition(self._lock)
         """Notified when other runs have taken the place of some."""
         self.entered = 0
-        """How many batches of rows were entered since the table was opened."""
+        """How many rows were entered since the table was opened."""
         # Sums and segments as the runs make them, without the rows that are in the logs only: a replay adds those.
         self._settled: tuple[Totals, dict[int, SegmentState]]
         folder.mkdir(exist_ok=True)
@@ -192,8 +192,8 @@ class BlockTable:
     def _apply(self, rows: Iterable[Row], notes: Iterable[SegmentNote], *, before: dict[BlockId, bytes]) -> None:
         """Take what is durable into memory. `before` has what was there, and is changed as rows follow each other."""
         fresh = self._view.fresh
-        self.entered += 1
         for block, record in rows:
+            self.entered += 1
             old = before.get(block)
             if old is not None:
                 self._count(old, -1)

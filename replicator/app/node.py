@@ -183,6 +183,8 @@ class LivingNode:
         assert healer is not None
         keys = KeyKeeping(
             relations.neighbours,
+            keys=base.keys,
+            ours=parts.site_id,
             catalog=catalog,
             links=self.mesh.connected,
             clock=parts.clock,

@@ -3,11 +3,15 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 import structlog
 import trio
 
 from replicator.api.schema import SyncRequest
+from replicator.catalog.model import Succession
+from replicator.core.errors import StoreFull
 from replicator.testing import MemoryMesh, MemorySite, run_in_virtual_time
+from replicator.testing.power import PowerCut
 
 OVERLAP_S = 40.0
 
@@ -123,3 +127,45 @@ def test_a_peer_that_has_lost_its_catalogue_hears_of_an_earlier_change_again() -
         await home.wait_held(await home.snapshot("data"), by=cabin)
 
     in_a_mesh(test, sites=2)
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_power_cut_at_any_step_of_a_change_leaves_a_site_that_its_peers_know(step: int) -> None:
+    """Its peers may have heard of the new key already, and drop the old one when the statement says so."""
+
+    async def test(_: MemoryMesh, sites: list[MemorySite]) -> None:
+        home, *others = sites
+        home.machine.power.cut_at = home.machine.power.steps + step
+        try:
+            home.view.mesh.rotate_key(OVERLAP_S)
+        except PowerCut:
+            await home.down.wait()
+            await home.start()
+        home.machine.power.cut_at = None
+        await trio.sleep(3 * OVERLAP_S)
+        assert home.view.mesh.site()["next_site_id"] is None
+        await wait_linked(home, others)
+
+    in_a_mesh(test)
+
+
+def test_a_change_whose_plan_found_the_disk_full_is_seen_through_without_a_restart() -> None:
+    async def test(_: MemoryMesh, sites: list[MemorySite]) -> None:
+        home, *others = sites
+        before, keys = home.machine.identity.site_id, home.machine.keys
+        remember = keys.remember
+
+        def fill_up(one: Succession) -> None:
+            remember(one)
+            home.machine.databases.is_full = True
+
+        keys.remember = fill_up  # type: ignore[method-assign]
+        with pytest.raises(StoreFull):
+            home.view.mesh.rotate_key(OVERLAP_S)
+        keys.remember = remember  # type: ignore[method-assign]
+        home.machine.databases.is_full = False
+        await trio.sleep(3 * OVERLAP_S)
+        assert home.machine.identity.site_id != before
+        await wait_linked(home, others)
+
+    in_a_mesh(test)

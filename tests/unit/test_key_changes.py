@@ -169,3 +169,24 @@ def test_a_change_whose_plan_found_the_disk_full_is_seen_through_without_a_resta
         await wait_linked(home, others)
 
     in_a_mesh(test)
+
+
+@pytest.mark.parametrize("who_dials", ["the site with the new key", "its peer"])
+def test_a_new_key_that_a_full_disk_cannot_note_costs_neither_the_node_nor_the_peer(who_dials: str) -> None:
+    async def test(mesh: MemoryMesh, sites: list[MemorySite]) -> None:
+        home, cabin = sites
+        (home if who_dials == "its peer" else cabin).catalog.peers.add(
+            (cabin if who_dials == "its peer" else home).machine.identity.site_id, name="other", addresses=[]
+        )
+        home.view.mesh.rotate_key(OVERLAP_S)
+        await trio.sleep(OVERLAP_S / 4)
+        cabin.machine.databases.is_full = True
+        await trio.sleep(OVERLAP_S / 2)
+        assert cabin.is_up
+        cabin.machine.databases.is_full = False
+        await trio.sleep(OVERLAP_S)
+        assert home.view.mesh.site()["next_site_id"] is None
+        await wait_linked(home, [cabin])
+
+    log = in_a_mesh(test, sites=2)
+    assert any(line["event"] == "peer.not_noted" for line in log)

@@ -190,3 +190,57 @@ def test_a_new_key_that_a_full_disk_cannot_note_costs_neither_the_node_nor_the_p
 
     log = in_a_mesh(test, sites=2)
     assert any(line["event"] == "peer.not_noted" for line in log)
+
+
+async def _both_keys_at_cabin(sites: list[MemorySite]) -> list[str]:
+    """A snapshot by home's first key and one by its second, both at cabin, and then home burns and cabin loses its
+    catalogue."""
+    home, cabin, _ = sites
+    home.sources["/srv/data"] = {"a": bytes(range(256)) * 50}
+    home.protect("/srv/data", to=["cabin"])
+    snapshots = [await home.snapshot("data")]
+    await home.wait_held(snapshots[0], by=cabin)
+    home.view.mesh.rotate_key(OVERLAP_S)
+    await trio.sleep(2 * OVERLAP_S)
+    await wait_linked(home, [cabin])
+    home.sources["/srv/data"] = {"a": bytes(reversed(range(256))) * 60}
+    snapshots.append(await home.snapshot("data"))
+    await home.wait_held(snapshots[1], by=cabin)
+    await home.crash()
+    await cabin.crash()
+    cabin.machine.lose_catalog()
+    await cabin.start()
+    return snapshots
+
+
+def test_a_lost_catalogue_costs_no_snapshot_that_a_key_has_signed_of_which_only_it_knew() -> None:
+    """Until the peer tells of its change again, the two keys are two sites, and a volume is of one site. What is found
+    and cannot be entered yet must not be collected meanwhile."""
+
+    async def test(mesh: MemoryMesh, sites: list[MemorySite]) -> None:
+        _, cabin, attic = sites
+        snapshots = await _both_keys_at_cabin(sites)
+        assert len(cabin.catalog.snapshots()) == 1, "the other is taken for a stranger's"
+        await cabin.job("gc", grace_s=0, confirmed=True)
+        await mesh.pair(attic, cabin)  # which was told of the change as well, and tells of it
+        await trio.sleep(10)
+        await cabin.job("gc", grace_s=0, confirmed=True)
+        assert sorted(one.snapshot_id.hex() for one in cabin.catalog.snapshots()) == sorted(snapshots)
+        assert [await cabin.restore(one) for one in snapshots] == [
+            {"a": bytes(range(256)) * 50}, {"a": bytes(reversed(range(256))) * 60},
+        ]  # fmt: skip
+
+    in_a_mesh(test)
+
+
+def test_what_a_person_gives_up_of_it_is_collected() -> None:
+    async def test(_: MemoryMesh, sites: list[MemorySite]) -> None:
+        _, cabin, _ = sites
+        await _both_keys_at_cabin(sites)
+        kept = await cabin.job("gc", grace_s=0, confirmed=True)
+        assert kept["blocks_swept"] == 0
+        gone = await cabin.job("gc", grace_s=0, confirmed=True, give_up=True)
+        assert gone["blocks_swept"] > 0
+        assert len(cabin.catalog.snapshots()) == 1
+
+    in_a_mesh(test)

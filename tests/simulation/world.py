@@ -160,7 +160,10 @@ class World:
         """Write down every snapshot that is acknowledged now."""
         for site in self.sites:
             if site.is_up:
-                model = self.model(site)
+                model, state = self.model(site), (site.catalog.db, site.catalog.db.changes_count)
+                if model.looked_at == state:
+                    continue
+                model.looked_at = state
                 for volume in site.catalog.volumes():
                     if volume.path is not None:
                         model.paths[volume.volume_id] = volume.path.decode()

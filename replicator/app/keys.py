@@ -115,9 +115,10 @@ def see_through(keys: KeyPlace, catalog: Catalog, *, ours: SiteId, now_ns: int) 
     """A change that was cut after its statement and before its plan: by a power cut, or a disk that was just full.
 
     Peers have noted the statement and will drop the old key when it says so. Without a plan the new one would never
-    be shown, and this site would be a stranger everywhere. Returns whether it was so.
+    be shown, and this site would be a stranger everywhere. To be called where there is no plan; returns whether there
+    is one now.
     """
-    if _switch(catalog) is not None or not keys.has_next():
+    if not keys.has_next():
         return False
     one = next((one for one in catalog.successions() if one.old == ours), None)
     if one is None:
@@ -126,6 +127,7 @@ def see_through(keys: KeyPlace, catalog: Catalog, *, ours: SiteId, now_ns: int) 
         keys.remember(one)
     half_ns = max(0, one.until_ns - now_ns) // 2
     _plan_switch(catalog, at_ns=now_ns + half_ns, half_ns=half_ns)
+    get_logger().warning("key.seen_through", why="the change had been cut between its statement and its plan")
     return True
 
 
@@ -228,8 +230,8 @@ class KeyKeeping:
         if self._neighbours.end_overlaps():
             self._trust_changed()
         now = self._clock.now_ns()
-        if see_through(self._keys, self._catalog, ours=self._ours, now_ns=now):
-            get_logger().warning("key.seen_through", why="the change had been cut between its statement and its plan")
+        if _switch(self._catalog) is None and not see_through(self._keys, self._catalog, ours=self._ours, now_ns=now):
+            return Idle(_LOOK_S)
         if bring_closer(self._catalog, now_ns=now):
             get_logger().warning("key.brought_closer", why="the clock was set back since the change was begun")
         if is_time(self._catalog, now_ns=now):

@@ -254,8 +254,8 @@ class World:
             self.set_standing(site, lively=True)
 
     def _pause_s(self) -> float:
-        """How long a worker thread takes: so that what was begun first may end last. Not while everything is at rest and
-        only looked at: then nothing else is under way that it could be in the order of."""
+        """How long a worker thread takes: so that what was begun first may end last. Not while everything is at rest
+        and only looked at: then nothing else is under way that it could be in the order of."""
         return 0.0 if self.is_looked_at else self.chance.choice((0.0, 0.0005, 0.004, 0.03))
 
     def set_standing(self, site: MemorySite, *, lively: bool) -> None:

@@ -262,10 +262,15 @@ class Connection:
 
     def _on_reset(self, header: FrameHeader, body: bytes) -> Event | None:
         refusal = _refusal(body)
-        if self._streams.pop(header.stream, None) is None:
+        state = self._streams.pop(header.stream, None)
+        if state is None:
             self._must_have_been_open(header.stream)
-            return None
+        # Also of a stream that is over for us: an answer that is complete may still wait to be written, for minutes
+        # under a slow rule, and nobody wants it any more.
         self._drop_queued(header.stream)
+        self._leaving.discard(header.stream)
+        if state is None:
+            return None
         return StreamReset(header.stream, _error_code(refusal.error), refusal.reason)
 
     def _on_credit(self, header: FrameHeader, body: bytes) -> Event | None:

@@ -111,6 +111,26 @@ def rotate(keys: KeyPlace, neighbours: Neighbours, catalog: Catalog, *, overlap_
     get_logger().info("key.rotating", old=one.old.hex()[:12], new=one.new.hex()[:12], overlap_s=overlap_s)
 
 
+def see_through(keys: KeyPlace, catalog: Catalog, *, ours: SiteId, now_ns: int) -> bool:
+    """A change that was cut after its statement and before its plan: by a power cut, or a disk that was just full.
+
+    Peers have noted the statement and will drop the old key when it says so. Without a plan the new one would never
+    be shown, and this site would be a stranger everywhere. To be called where there is no plan; returns whether there
+    is one now.
+    """
+    if not keys.has_next():
+        return False
+    one = next((one for one in catalog.successions() if one.old == ours), None)
+    if one is None:
+        return False
+    if (one.old, one.new) not in {(known.old, known.new) for known in keys.remembered()}:
+        keys.remember(one)
+    half_ns = max(0, one.until_ns - now_ns) // 2
+    _plan_switch(catalog, at_ns=now_ns + half_ns, half_ns=half_ns)
+    get_logger().warning("key.seen_through", why="the change had been cut between its statement and its plan")
+    return True
+
+
 def recall_successions(keys: KeyPlace, catalog: Catalog) -> None:
     """Enter what is written down beside the key. Raises `ConfigError` if that cannot be read."""
     known = keys.remembered()
@@ -188,6 +208,8 @@ class KeyKeeping:
         self,
         neighbours: Neighbours,
         *,
+        keys: KeyPlace,
+        ours: SiteId,
         catalog: Catalog,
         links: Callable[[], Sequence[Link]],
         clock: WallClock,
@@ -195,6 +217,8 @@ class KeyKeeping:
         on_time: Callable[[], None],
     ) -> None:
         self._neighbours = neighbours
+        self._keys = keys
+        self._ours = ours
         self._catalog = catalog
         self._links = links
         self._clock = clock
@@ -206,6 +230,8 @@ class KeyKeeping:
         if self._neighbours.end_overlaps():
             self._trust_changed()
         now = self._clock.now_ns()
+        if _switch(self._catalog) is None and not see_through(self._keys, self._catalog, ours=self._ours, now_ns=now):
+            return Idle(_LOOK_S)
         if bring_closer(self._catalog, now_ns=now):
             get_logger().warning("key.brought_closer", why="the clock was set back since the change was begun")
         if is_time(self._catalog, now_ns=now):

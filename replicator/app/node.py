@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +44,7 @@ from replicator.net.ports import Listener
 from replicator.repair.ask import Healer
 from replicator.repair.reader import HealingReader
 from replicator.repair.scrub import Scrubber
+from replicator.repair.unread import RecordsUnread, account_for_records
 from replicator.store.ports import Fault
 from replicator.sync.audit import Auditor
 from replicator.sync.standing import Standing
@@ -183,6 +184,8 @@ class LivingNode:
         assert healer is not None
         keys = KeyKeeping(
             relations.neighbours,
+            keys=base.keys,
+            ours=parts.site_id,
             catalog=catalog,
             links=self.mesh.connected,
             clock=parts.clock,
@@ -193,7 +196,7 @@ class LivingNode:
             Scheduler(catalog=catalog, jobs=self.jobs, clock=parts.clock, has_remote=relations.pulls.has_pending),
             Scrubbing(parts.scrubber, promise=parts.scrub_promise, clock=parts.clock, is_busy=self._is_busy),
             Collecting(self.jobs, clock=parts.clock, why_off=parts.collector.why_off),
-            Mending(healer, parts.store, self.mesh.connected),
+            Mending(healer, parts.store, self.mesh.connected, enter=self._enter_records),
             Pacekeeping(relations.pace),
             relations.pulls,
             relations.orphans,
@@ -260,6 +263,10 @@ class LivingNode:
     async def _heal(self, faults: Sequence[Fault]) -> None:
         assert self.parts.healer is not None
         await self.parts.healer.heal(faults)
+
+    async def _enter_records(self) -> None:
+        with suppress(RecordsUnread):  # There is an alert for it.
+            await account_for_records(self.parts.catalog, self.parts.reader, give_up=False)
 
     def _holders(self, volume: VolumeId) -> list[Link]:
         links = [self.mesh.link_to(site) for site in self._standing.holders_of(volume)]

@@ -1,11 +1,12 @@
 """What a node does when nobody asks: scrub a little all the time, collect once in a while, compare once a week."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import trio
 
 from protocol.ids import SiteId, VolumeId
+from protocol.wire.hashing import Kind
 from replicator.catalog.catalog import Catalog
 from replicator.core.ballast import Ballast, NoBallast
 from replicator.core.brake import ClockBrake
@@ -106,12 +107,24 @@ class _Round:
 
 
 class Mending:
-    """The worker that asks the peers again for what is broken: a peer that was away may be back."""
+    """The worker that asks the peers again for what is broken: a peer that was away may be back.
+
+    A record that is healed may be all that was left of a snapshot after the catalogue was lost: `enter` sees that it is
+    in there again.
+    """
 
     name = "mend"
 
-    def __init__(self, healer: Healer, store: BlockStore, links: Callable[[], Sequence[Link]]) -> None:
+    def __init__(
+        self,
+        healer: Healer,
+        store: BlockStore,
+        links: Callable[[], Sequence[Link]],
+        *,
+        enter: Callable[[], Awaitable[None]],
+    ) -> None:
         self._healer = healer
+        self._enter = enter
         self._store = store
         self._links = links
         self._asked: frozenset[SiteId] = frozenset()
@@ -125,10 +138,14 @@ class Mending:
         broken = self._store.broken()
         peers = frozenset(link.peer for link in self._links())
         is_due = bool(peers - self._asked) or trio.current_time() >= self._next_at
+        if peers and is_due:
+            await self._enter()  # What cannot be read is broken from now on, if it was not known to be.
         if not broken or not peers or not is_due:
             return Idle(_MEND_EVERY_S)
         answer = await self._healer.heal(self._round.next_batch(broken))
         self._round.note(len(answer.healed))
+        if any(fault.kind == Kind.RECORD for fault in answer.healed):
+            await self._enter()
         if not self._round.is_over:
             return Busy()
         self._asked = peers

@@ -85,6 +85,9 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
             )  # fmt: skip
 
     def volumes(self) -> list[Volume]:
+        return self.db.remembered("volumes", self._volumes)
+
+    def _volumes(self) -> list[Volume]:
         rows = self.db.read().execute(
             "SELECT volume_id, name, kind, origin, path, block_bytes, exclude FROM volumes ORDER BY created_ns, name"
         )

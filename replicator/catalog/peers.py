@@ -61,6 +61,9 @@ class Peers:
         return self.get(site_id)
 
     def all(self) -> list[Peer]:
+        return self._db.remembered("peers", self._all)
+
+    def _all(self) -> list[Peer]:
         sql = "SELECT site_id, name, addresses, added_ns, last_seen_ns, rights, introduced_by FROM peers ORDER BY name"
         rows = self._db.read().execute(sql)
         return [

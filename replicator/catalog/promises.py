@@ -55,6 +55,9 @@ class Promises:
         return self.db.read().execute(sql, (f"ended:{volume_id.hex()}",)).fetchone() is not None
 
     def protections(self) -> list[Protection]:
+        return self.db.remembered("protections", self._protections)
+
+    def _protections(self) -> list[Protection]:
         rows = self.db.read().execute("SELECT * FROM protections ORDER BY next_run_ns")
         return [Protection(*row) for row in rows]
 

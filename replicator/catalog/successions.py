@@ -24,6 +24,9 @@ class Successions:
     db: Database
 
     def successions(self) -> list[Succession]:
+        return self.db.remembered("successions", self._successions)
+
+    def _successions(self) -> list[Succession]:
         rows = self.db.read().execute(
             "SELECT old, new, until_ns, sequence_max, by_old, by_new, told FROM successions ORDER BY until_ns"
         )

@@ -43,6 +43,9 @@ class Syncs:
                 raise NotFound(f"There is no sync {sync_id!r}.", hint=_HINT)
 
     def syncs(self) -> list[SiteSync]:
+        return self.db.remembered("syncs", self._syncs)
+
+    def _syncs(self) -> list[SiteSync]:
         rows = self.db.read().execute(
             "SELECT sync_id, volume_id, peer, keep, paused, last_success_ns, last_error, failures, next_try_ns, "
             "terms, next_run_ns, needs_person FROM syncs ORDER BY created_ns"

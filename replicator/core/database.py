@@ -13,6 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 from weakref import WeakSet, finalize
@@ -35,6 +36,10 @@ _LOST: Final = frozenset(
 "succeeds" (PostgreSQL, 2018)."""
 _NO_ROOM: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
 """The second one is a full disk too: not even the little file that connections share can grow."""
+
+
+_REMEMBERED_MAX: Final = 10_000
+"""Rows of a table that are kept in memory between two changes: more is no short list, and is read each time."""
 
 
 def _failure(error: sqlite3.Error, what: str, *, writing: bool = False) -> StoreError:
@@ -106,6 +111,9 @@ class Database:
         self._local = threading.local()
         self._write_lock = threading.RLock()
         self._readers: WeakSet[_Reader] = WeakSet()
+        self._ended_count = 0
+        """Transactions that have ended, one way or the other."""
+        self._remembered: dict[str, tuple[int, list[Any]]] = {}
         self.poisoned = ""
         """Why nothing is written any more, once the disk has lost something of this file; empty while all is well."""
         try:
@@ -135,11 +143,8 @@ class Database:
 
         Raises `sqlite3.DatabaseError`.
         """
-        with closing(sqlite3.connect(":memory:")) as fresh:
-            for script in migrations:
-                fresh.executescript(script)
-            if _schema(fresh) != _schema(self._writer):
-                raise _damaged()
+        if _fresh_schema(migrations) != _schema(self._writer):
+            raise _damaged()
 
     def check(self) -> str:
         """What SQLite says of its own file: empty if it is sound. Raises `sqlite3.DatabaseError` if it cannot say."""
@@ -175,6 +180,7 @@ class Database:
                 self._writer.execute("BEGIN IMMEDIATE")
                 yield self._writer
                 self._writer.execute("COMMIT")
+                self._ended_count += 1
             except _OURS:
                 self._roll_back()
                 raise
@@ -189,10 +195,25 @@ class Database:
                 raise
 
     def _roll_back(self) -> None:
+        self._ended_count += 1
         # On a failing disk this fails too; then the transaction ends with the connection.
         with suppress(sqlite3.Error):
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
+
+    def remembered(self, name: str, read: Callable[[], list[T]]) -> list[T]:
+        """What `read` gives, read once for as long as nothing is written. The list is the caller's own.
+
+        For short lists that are looked at all the time: who is a peer is asked at each frame of a status, and each
+        second by several workers. A commit that ends while somebody reads makes the next one read again.
+        """
+        ended = self._ended_count
+        known = self._remembered.get(name)
+        if known is None or known[0] != ended:
+            known = ended, read()
+            if len(known[1]) <= _REMEMBERED_MAX:
+                self._remembered[name] = known
+        return list(known[1])
 
     @property
     def changes_count(self) -> int:
@@ -220,6 +241,14 @@ class Database:
                 reader.connection.close()
             self._readers.clear()
             self._writer.close()
+
+
+@lru_cache(maxsize=8)
+def _fresh_schema(migrations: tuple[str, ...]) -> list[tuple[str, str, str | None]]:
+    with closing(sqlite3.connect(":memory:")) as fresh:
+        for script in migrations:
+            fresh.executescript(script)
+        return _schema(fresh)
 
 
 def _schema(connection: sqlite3.Connection) -> list[tuple[str, str, str | None]]:

@@ -138,20 +138,29 @@ class Mesh:
                 site = await line.handshake()
         except (PeerError, OSError) as error:
             why = str(error)
+        if site is not None and not self._recognise(site):
+            site, why = None, "its new key cannot be noted now"
         if site is None:
             get_logger().info("link.turned_away", error=why)
             await line.close()
             return
-        if self._recognise(site) in self._book.peer_ids():
+        if site in self._book.peer_ids():
             await self._run_link(line, site, is_dialer=False, address=line.remote)
         else:
             await self._welcome(line, site)
 
-    def _recognise(self, site: SiteId) -> SiteId:
-        """A peer that shows its new key for the first time goes by that key from now on: links of the old one end."""
-        if self._book.recognise(site):
-            self.trust_changed()
-        return site
+    def _recognise(self, site: SiteId) -> bool:
+        """A peer that shows its new key for the first time goes by that key from now on: links of the old one end.
+
+        False if that cannot be written down: a full disk must not cost us the node, and the peer comes again.
+        """
+        try:
+            if self._book.recognise(site):
+                self.trust_changed()
+        except StoreError as error:
+            get_logger().warning("peer.not_noted", error=str(error))
+            return False
+        return True
 
     async def _welcome(self, transport: Transport, door: SiteId) -> None:
         """Someone came through an invite's door: one question, one answer, and the line is closed."""

@@ -74,7 +74,9 @@ class RecordCheck:
             look.verdicts.append(await self._take_back(block, signed))
         return look.verdicts
 
-    async def take_back_lost(self, seen: dict[BlockId, float]) -> tuple[list[Verdict], list[tuple[BlockId, bytes]]]:
+    async def take_back_lost(
+        self, seen: dict[BlockId, float], *, give_up: bool = False
+    ) -> tuple[list[Verdict], list[tuple[BlockId, bytes]]]:
         """Of a check only the third part, and cheap: what a collection must know before it judges anything.
 
         While a writer is at work a record without a row may be its own, a moment before the row: that one is given
@@ -84,6 +86,11 @@ class RecordCheck:
 
         The number that catalogue and store share tells of an older catalogue only if something was opened or closed
         since that copy was made. A node that was killed, and got a copy from the same run, has neither.
+
+        Given back as well is what this site would take from nobody just now. After a catalogue was lost, the keys that
+        took the place of others are not known until the peers have told of them again: until then, what a site has
+        signed with its second key is a stranger's, and a volume is of one site. `give_up` is a person's word that
+        such snapshots are not wanted any more.
         """
         strays = await self._offload.run(self._unexplained)
         is_quiet = not [holder for holder in self._store.holders() if holder != _HOLDER]
@@ -93,11 +100,21 @@ class RecordCheck:
         verdicts: list[Verdict] = []
         waiting: list[tuple[BlockId, bytes]] = []
         for block, signed in strays.items():
-            if is_quiet or now - seen.setdefault(block, now) > self._lease_s():
+            if why := self._disowned(signed):
+                verdicts.append(_row_verdict(open_record(signed), f"refused: {why}", is_mended=False))
+                waiting += [] if give_up else [(block, signed)]
+            elif is_quiet or now - seen.setdefault(block, now) > self._lease_s():
                 verdicts.append(await self._take_back(block, signed))
             else:
                 waiting.append((block, signed))
         return verdicts, waiting
+
+    def _disowned(self, signed: bytes) -> str:
+        try:
+            self._catalog.check_owner(open_record(signed))
+        except Untrusted as error:
+            return error.message
+        return ""
 
     def _lease_s(self) -> float:
         lease = self._store.begin(_HOLDER)
@@ -223,10 +240,7 @@ class RecordCheck:
             done, is_mended = f"refused: {error.message}", False
         finally:
             self._store.end(lease)
-        return Verdict(
-            what="catalogue", subject=record.snapshot_id.hex(), cause="its row is missing", place="table snapshots",
-            done=done, is_mended=is_mended,
-        )  # fmt: skip
+        return _row_verdict(record, done, is_mended=is_mended)
 
     def _demand(self, lease: Lease, packed: bytes) -> None:
         ids = split_ids(packed)
@@ -234,3 +248,10 @@ class RecordCheck:
         for block in ids:
             if block not in here:
                 raise BlockMissing(block)
+
+
+def _row_verdict(record: SnapshotRecord, done: str, *, is_mended: bool) -> Verdict:
+    return Verdict(
+        what="catalogue", subject=record.snapshot_id.hex(), cause="its row is missing", place="table snapshots",
+        done=done, is_mended=is_mended,
+    )  # fmt: skip

@@ -57,15 +57,23 @@ class PaceKeeper:
 
     async def tell(self) -> None:
         """Let every sender know its share. Those who get less hear it first, so that the sum never exceeds the rule."""
+        if not self._turn.locked() and not self._todo():
+            return  # The usual case, each second of a node's life.
         async with self._turn:
-            links = [link for link in self._links() if link.speaks(PaceNotice)]
-            self._told = {id(link): self._told.get(id(link), Told()) for link in links}
-            todo = links_to_tell(links, self._pacing.shares(), self._told, now=trio.current_time())
+            todo = self._todo()
             less = [(link, rate) for link, rate in todo if rate]
             await self._tell_all(sorted(less, key=lambda one: one[1]))
             await self._tell_all([one for one in todo if not one[1]])
 
+    def _todo(self) -> list[tuple[Link, int]]:
+        """Whom to tell what."""
+        links = [link for link in self._links() if link.speaks(PaceNotice)]
+        self._told = {id(link): self._told.get(id(link), Told()) for link in links}
+        return links_to_tell(links, self._pacing.shares(), self._told, now=trio.current_time())
+
     async def _tell_all(self, todo: Sequence[tuple[Link, int]]) -> None:
+        if not todo:
+            return
         async with trio.open_nursery() as nursery:
             for link, rate in todo:
                 nursery.start_soon(self._tell_one, link, rate)

@@ -201,8 +201,10 @@ class _Pipe:
             if self.is_ended and not self._chunks and not self._path.is_blocked:
                 return b""
             self._changed = trio.Event()
-            wait_s = self._chunks[0][0] - now if self._chunks and not self._path.is_blocked else float("inf")
-            with trio.move_on_after(wait_s):
+            if self._chunks and not self._path.is_blocked:
+                with trio.move_on_at(self._chunks[0][0]):
+                    await self._changed.wait()
+            else:
                 await self._changed.wait()
 
     def _take(self, count_max: int) -> bytes:

@@ -272,6 +272,38 @@ def test_a_reset_does_not_overtake_its_open(lane: Lane) -> None:
     ]
 
 
+def test_what_nobody_wants_any_more_is_not_sent_although_the_answer_was_complete() -> None:
+    """A whole answer may wait for minutes under a slow rule. Whoever asked has gone; its bytes would still go out."""
+    pair = open_pair()
+    dialer, listener = pair.sides
+    stream = dialer.open_stream(WANT, lane=Lane.SYNC, end=True)
+    pair.settle()
+    listener.send_blocks(stream, [bytes(5_000)])
+    listener.send_blocks(stream, [bytes(5_000)], end=True)
+    assert not listener.is_open(stream)
+    dialer.reset(stream, ErrorCode.CANCELLED, "no longer wanted")
+    pair.write(DIALER)
+    pair.deliver(LISTENER)
+    assert listener.statistics().queued_bytes == 0
+
+
+def test_a_stream_of_ours_that_the_peer_has_reset_frees_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "STREAMS_MAX", 1)
+    pair = open_pair()
+    dialer, listener = pair.sides
+    stream = dialer.open_stream(WANT, lane=Lane.SEED, end=False)
+    pair.settle()
+    listener.send_message(stream, WANT, end=True)
+    pair.write(LISTENER)
+    pair.deliver(DIALER)
+    dialer.send_message(stream, WANT, end=True)
+    assert not dialer.can_open(), "its last frame waits, and the peer counts it as open"
+    listener.reset(stream, ErrorCode.CANCELLED, "no longer wanted")
+    pair.write(LISTENER)
+    pair.deliver(DIALER)
+    assert dialer.can_open() and dialer.statistics().queued_bytes == 0
+
+
 def test_credit_does_not_overtake_the_open_of_its_stream() -> None:
     pair = open_pair()
     dialer = pair.sides[DIALER]

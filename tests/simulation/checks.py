@@ -148,6 +148,10 @@ async def _check_rest(site: MemorySite) -> None:
                 await trio.sleep(0.05)
         if link._streams:
             raise Violation(f"{site.name} still has {len(link._streams)} streams to {link.name} when nobody works")
+    with trio.move_on_after(_BRIEFLY_S):
+        # What nobody has any more is tried again now and then, also while we look: each time briefly.
+        while store.leases.holders():  # noqa: ASYNC110  (nor has a lease's)
+            await trio.sleep(0.05)
     if holders := store.leases.holders():
         raise Violation(f"{site.name} still has leases when nobody works: {holders}")
 

@@ -124,6 +124,7 @@ async def delete(world: World, step: Step) -> None:
 
 _WRITERS = ("receive", "snapshot")
 _PATIENCE_S = 40.0
+_LOOK_S = 0.05
 
 
 async def _writer_at(site: MemorySite) -> str:
@@ -133,7 +134,7 @@ async def _writer_at(site: MemorySite) -> str:
             for holder in site.machine.store.leases.holders():
                 if holder.startswith(_WRITERS):
                     return holder
-            await trio.sleep(0.02)
+            await trio.sleep(_LOOK_S)
     return ""
 
 

@@ -127,7 +127,7 @@ async def _crash_at_step(world: World, step: Step) -> None:
     if not site.is_up:
         return
     power = site.machine.power
-    power.cut_at = power.steps + step.pick % 24
+    cut_at = power.cut_at = power.steps + step.pick % 24
     down, go_dark = site.down, power.on_cut
     blocks: list[int] = []
 
@@ -144,7 +144,7 @@ async def _crash_at_step(world: World, step: Step) -> None:
     if not down.is_set():
         power.cut_at = None
         return
-    world.sometimes("crash before a durable step" if power.cut_at % 2 == 0 else "crash after a durable step")
+    world.sometimes("crash before a durable step" if cut_at % 2 == 0 else "crash after a durable step")
     if blocks and blocks[1] > blocks[0]:
         world.sometimes("unsynced write survived")
     await trio.sleep(step.amount * 20)

@@ -31,6 +31,8 @@ class SiteModel:
     damaged: set[BlockId] = field(default_factory=set)
     """Blocks that a fault has hit here. Nothing else may be broken."""
     lost_catalogs: int = 0
+    looked_at: tuple[object, int] | None = None
+    """The database and how far it had been changed when all of its catalogue was last written down here."""
     paths: dict[bytes, str] = field(default_factory=dict)
     """What each volume that was ever protected here is of."""
 

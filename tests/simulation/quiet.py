@@ -8,7 +8,7 @@ import trio
 
 from replicator.jobs.due import pending_snapshots
 from replicator.testing.site import MemorySite
-from tests.simulation.mishaps import start_again
+from tests.simulation.mishaps import has_other_copy, start_again
 from tests.simulation.model import Violation
 from tests.simulation.people import give_rights_back
 from tests.simulation.watch import read_history
@@ -39,6 +39,7 @@ async def become_quiet(world: World) -> None:
     for _ in range(2):  # What the first could not heal, because its peer's copy was broken too, the second can.
         for site in world.sites:
             _check_scrub(world, site, await site.job("scrub"))
+    await _settle(world, "records", lambda: [site.name for site in world.sites if _misses_record(world, site)])
     await _settle(world, "syncs", lambda: [one for site in world.sites if (one := _waits_for(world, site))])
     await _settle(world, "jobs", lambda: [s.name for s in world.sites if _busy(s)])
     world.look()
@@ -106,6 +107,11 @@ def _check_scrub(world: World, site: MemorySite, report: dict[str, Any]) -> None
 def _has_key_to_come(site: MemorySite) -> bool:
     """Between two keys a node is down for a moment, and comes back by itself."""
     return not site.is_up or site.view.mesh.site()["next_site_id"] is not None
+
+
+def _misses_record(world: World, site: MemorySite) -> bool:
+    """Whether a snapshot is not in the catalogue as its record was broken when that was lost, and a peer has it."""
+    return any(has_other_copy(world, site, block) for block in site.catalog.lost.unread())
 
 
 def _busy(site: MemorySite) -> bool:

@@ -99,12 +99,13 @@ def check_whole(world: World, site: MemorySite) -> None:
     if model.lost_catalogs:
         return  # What was deleted, and half collected, may have come back with the records.
     disk = site.machine.disk
-    sound: set[BlockId] = set()
-    for snapshot in site.catalog.snapshots():
-        for block in (snapshot.record_block, *world.needs.of(snapshot, world.sites)):
-            if block in sound:
-                continue
-            if block not in disk.rows and block not in model.damaged:
-                name = f"{snapshot.record.volume_name}#{snapshot.record.sequence}"
-                raise Violation(f"{site.name} has {name} and not its block {block.hex()[:12]}, which no fault has hit")
-            sound.add(block)
+    snapshots = site.catalog.snapshots()
+    needed: set[BlockId] = set()
+    for snapshot in snapshots:
+        needed.add(snapshot.record_block)
+        needed.update(world.needs.of(snapshot, world.sites))
+    if lost := needed.difference(disk.rows, model.damaged):
+        block = min(lost)
+        whose = [one for one in snapshots if block in (one.record_block, *world.needs.of(one, world.sites))]
+        name = f"{whose[0].record.volume_name}#{whose[0].record.sequence}"
+        raise Violation(f"{site.name} has {name} and not its block {block.hex()[:12]}, which no fault has hit")

@@ -3,11 +3,15 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 import structlog
 import trio
 
 from replicator.api.schema import SyncRequest
+from replicator.catalog.model import Succession
+from replicator.core.errors import StoreFull
 from replicator.testing import MemoryMesh, MemorySite, run_in_virtual_time
+from replicator.testing.power import PowerCut
 
 OVERLAP_S = 40.0
 
@@ -123,3 +127,120 @@ def test_a_peer_that_has_lost_its_catalogue_hears_of_an_earlier_change_again() -
         await home.wait_held(await home.snapshot("data"), by=cabin)
 
     in_a_mesh(test, sites=2)
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_power_cut_at_any_step_of_a_change_leaves_a_site_that_its_peers_know(step: int) -> None:
+    """Its peers may have heard of the new key already, and drop the old one when the statement says so."""
+
+    async def test(_: MemoryMesh, sites: list[MemorySite]) -> None:
+        home, *others = sites
+        home.machine.power.cut_at = home.machine.power.steps + step
+        try:
+            home.view.mesh.rotate_key(OVERLAP_S)
+        except PowerCut:
+            await home.down.wait()
+            await home.start()
+        home.machine.power.cut_at = None
+        await trio.sleep(3 * OVERLAP_S)
+        assert home.view.mesh.site()["next_site_id"] is None
+        await wait_linked(home, others)
+
+    in_a_mesh(test)
+
+
+def test_a_change_whose_plan_found_the_disk_full_is_seen_through_without_a_restart() -> None:
+    async def test(_: MemoryMesh, sites: list[MemorySite]) -> None:
+        home, *others = sites
+        before, keys = home.machine.identity.site_id, home.machine.keys
+        remember = keys.remember
+
+        def fill_up(one: Succession) -> None:
+            remember(one)
+            home.machine.databases.is_full = True
+
+        keys.remember = fill_up  # type: ignore[method-assign]
+        with pytest.raises(StoreFull):
+            home.view.mesh.rotate_key(OVERLAP_S)
+        keys.remember = remember  # type: ignore[method-assign]
+        home.machine.databases.is_full = False
+        await trio.sleep(3 * OVERLAP_S)
+        assert home.machine.identity.site_id != before
+        await wait_linked(home, others)
+
+    in_a_mesh(test)
+
+
+@pytest.mark.parametrize("who_dials", ["the site with the new key", "its peer"])
+def test_a_new_key_that_a_full_disk_cannot_note_costs_neither_the_node_nor_the_peer(who_dials: str) -> None:
+    async def test(mesh: MemoryMesh, sites: list[MemorySite]) -> None:
+        home, cabin = sites
+        (home if who_dials == "its peer" else cabin).catalog.peers.add(
+            (cabin if who_dials == "its peer" else home).machine.identity.site_id, name="other", addresses=[]
+        )
+        home.view.mesh.rotate_key(OVERLAP_S)
+        await trio.sleep(OVERLAP_S / 4)
+        cabin.machine.databases.is_full = True
+        await trio.sleep(OVERLAP_S / 2)
+        assert cabin.is_up
+        cabin.machine.databases.is_full = False
+        await trio.sleep(OVERLAP_S)
+        assert home.view.mesh.site()["next_site_id"] is None
+        await wait_linked(home, [cabin])
+
+    log = in_a_mesh(test, sites=2)
+    assert any(line["event"] == "peer.not_noted" for line in log)
+
+
+async def _both_keys_at_cabin(sites: list[MemorySite]) -> list[str]:
+    """A snapshot by home's first key and one by its second, both at cabin, and then home burns and cabin loses its
+    catalogue."""
+    home, cabin, _ = sites
+    home.sources["/srv/data"] = {"a": bytes(range(256)) * 50}
+    home.protect("/srv/data", to=["cabin"])
+    snapshots = [await home.snapshot("data")]
+    await home.wait_held(snapshots[0], by=cabin)
+    home.view.mesh.rotate_key(OVERLAP_S)
+    await trio.sleep(2 * OVERLAP_S)
+    await wait_linked(home, [cabin])
+    home.sources["/srv/data"] = {"a": bytes(reversed(range(256))) * 60}
+    snapshots.append(await home.snapshot("data"))
+    await home.wait_held(snapshots[1], by=cabin)
+    await home.crash()
+    await cabin.crash()
+    cabin.machine.lose_catalog()
+    await cabin.start()
+    return snapshots
+
+
+def test_a_lost_catalogue_costs_no_snapshot_that_a_key_has_signed_of_which_only_it_knew() -> None:
+    """Until the peer tells of its change again, the two keys are two sites, and a volume is of one site. What is found
+    and cannot be entered yet must not be collected meanwhile."""
+
+    async def test(mesh: MemoryMesh, sites: list[MemorySite]) -> None:
+        _, cabin, attic = sites
+        snapshots = await _both_keys_at_cabin(sites)
+        assert len(cabin.catalog.snapshots()) == 1, "the other is taken for a stranger's"
+        await cabin.job("gc", grace_s=0, confirmed=True)
+        await mesh.pair(attic, cabin)  # which was told of the change as well, and tells of it
+        await trio.sleep(10)
+        await cabin.job("gc", grace_s=0, confirmed=True)
+        assert sorted(one.snapshot_id.hex() for one in cabin.catalog.snapshots()) == sorted(snapshots)
+        assert [await cabin.restore(one) for one in snapshots] == [
+            {"a": bytes(range(256)) * 50}, {"a": bytes(reversed(range(256))) * 60},
+        ]  # fmt: skip
+
+    in_a_mesh(test)
+
+
+def test_what_a_person_gives_up_of_it_is_collected() -> None:
+    async def test(_: MemoryMesh, sites: list[MemorySite]) -> None:
+        _, cabin, _ = sites
+        await _both_keys_at_cabin(sites)
+        kept = await cabin.job("gc", grace_s=0, confirmed=True)
+        assert kept["blocks_swept"] == 0
+        gone = await cabin.job("gc", grace_s=0, confirmed=True, give_up=True)
+        assert gone["blocks_swept"] > 0
+        assert len(cabin.catalog.snapshots()) == 1
+
+    in_a_mesh(test)

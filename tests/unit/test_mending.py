@@ -15,6 +15,7 @@ from replicator.app.upkeep import Mending
 from replicator.core.workers import Busy, Idle
 from replicator.repair.ask import Healed
 from replicator.store.ports import Cause, Fault
+from replicator.testing import MemoryMesh, run_in_virtual_time
 
 PEER = SimpleNamespace(peer=SiteId(b"p" * 32))
 
@@ -44,8 +45,12 @@ class Sick:
         return Healed(healed, [one for one in faults if one not in healed])
 
 
+async def nothing() -> None:
+    """No snapshot is missing."""
+
+
 def worker(sick: Any, peers: list[Any]) -> Mending:
-    return Mending(sick, sick, lambda: peers)
+    return Mending(sick, sick, lambda: peers, enter=nothing)
 
 
 async def test_blocks_behind_a_hundred_thousand_that_nobody_has_are_mended_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,3 +109,25 @@ def test_a_peer_that_comes_back_is_asked_at_once_and_pauses_grow_while_nobody_he
         assert sick.faults == []
 
     hours_pass(scenario)
+
+
+def test_a_snapshot_whose_record_was_broken_when_the_catalogue_was_lost_comes_back_without_anybody_asking() -> None:
+    async def main() -> None:
+        async with MemoryMesh() as mesh:
+            home, cabin = await mesh.add("home"), await mesh.add("cabin")
+            await mesh.pair(home, cabin)
+            home.sources["/srv/data"] = {"a": b"dear reader"}
+            home.protect("/srv/data", to=["cabin"])
+            snapshot = await home.snapshot("data")
+            await home.wait_held(snapshot, by=cabin)
+            home.rot(home.catalog.find_snapshot(snapshot).record_block)
+            await home.crash()
+            home.machine.lose_catalog()
+            await home.start()
+            assert home.catalog.snapshots() == [] and len(home.catalog.lost.unread()) == 1
+            await mesh.pair(cabin, home)
+            await trio.sleep(60)
+            assert home.catalog.lost.unread() == []
+            assert await home.restore(snapshot) == {"a": b"dear reader"}
+
+    run_in_virtual_time(main, seed=3)

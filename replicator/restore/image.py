@@ -21,13 +21,14 @@ from protocol.limits import MIB
 from protocol.wire.envelope import Buffer
 from replicator.catalog.manifest.nodes import Shape, key_number
 from replicator.catalog.manifest.walk import entries
+from replicator.core.direct import LongWriter, open_direct
 from replicator.core.errors import ManifestDamaged, ReplicatorError, SourceError, TargetFull
 from replicator.core.files import sync_directory
 from replicator.core.ports import Offload
 from replicator.core.progress import Progress
 from replicator.restore.flow import BATCH_BYTES, run_ahead
 from replicator.restore.tree import Restored
-from replicator.restore.writer import NO_ROOM, pwrite_all
+from replicator.restore.writer import NO_ROOM
 from replicator.store.ports import BlockReader
 
 _ZEROS: Final = bytes(1 * MIB)
@@ -107,6 +108,9 @@ class _Output:
         # Found again after a kill, and never a file of somebody else's.
         self._beside = target.with_name(f".replicator-{blake3(os.fsencode(target.name)).hexdigest(8)}.part")
         self._is_whole = False
+        self._writer = LongWriter()
+        self._direct: int | None = None
+        """What is written to, opened past the page cache."""
         self.at = 0
         self.bytes_written = 0
         try:
@@ -118,6 +122,7 @@ class _Output:
             if there is not None and not overwrite:
                 raise SourceError(f"{target} exists.", hint="Say --overwrite to replace what it holds.")
             self._handle = self._open_device() if self._is_device else self._open_file()
+            self._direct = open_direct(target if self._is_device else self._beside, os.O_WRONLY)
         except OSError as error:
             raise SourceError(
                 f"{target} cannot be restored to: {error.strerror}.", hint="Check the path and its permissions."
@@ -143,16 +148,26 @@ class _Output:
 
     def write(self, stretch: _Stretch, block_bytes: int) -> None:
         try:
+            start, run = 0, list[Buffer]()
             for offset, block in stretch.blocks:
                 body = stretch.bodies[block]
                 if len(body) != min(block_bytes, self._size_bytes - offset):
                     raise ManifestDamaged(f"Block {block.hex()} has {len(body)} bytes: not what belongs at {offset}.")
-                self._fill_until(offset)
-                pwrite_all(self._handle, body, offset)
+                if offset != self.at or not run:
+                    self._write_run(run, start)
+                    self._fill_until(offset)
+                    start, run = offset, []
+                run.append(body)
                 self.at = offset + len(body)
-                self.bytes_written += len(body)
+            self._write_run(run, start)
         except OSError as error:
             raise self._failure(error) from error
+
+    def _write_run(self, run: list[Buffer], start: int) -> None:
+        """Blocks without a gap between them, at once: an image is the longest thing that there is to write."""
+        if run:
+            self._writer.write(self._handle, self._direct, run, start)
+            self.bytes_written += sum(map(len, run))
 
     def _fill_until(self, offset: int) -> None:
         """A new file has zeros where nothing was written; a device has what it had."""
@@ -177,5 +192,7 @@ class _Output:
 
     def close(self) -> None:
         os.close(self._handle)
+        if self._direct is not None:
+            os.close(self._direct)
         if not self._is_whole and not self._is_device:
             self._beside.unlink(missing_ok=True)

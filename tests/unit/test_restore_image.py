@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,7 +131,7 @@ async def test_no_room_is_said_as_that_and_leaves_nothing_behind(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = await site.take(image_of(tmp_path / "image", b"new"), config=IngestConfig())
-    monkeypatch.setattr(image, "pwrite_all", no_room)
+    monkeypatch.setattr(image.LongWriter, "write", no_room)
     with pytest.raises(TargetFull, match=str(tmp_path)):
         await restore(site, taken, tmp_path / "back")
     assert sorted(os.listdir(tmp_path)) == ["image", "site"]
@@ -138,3 +139,14 @@ async def test_no_room_is_said_as_that_and_leaves_nothing_behind(
 
 def no_room(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_long_and_short_runs_with_holes_between_come_back_as_they_were(site: Site, tmp_path: Path) -> None:
+    chance = random.Random(7)
+    parts = [
+        chance.randbytes(size) if n % 2 else bytes(size) for n, size in enumerate((70_000, 900_001, 3, 65_536, 10))
+    ]
+    data = b"".join(parts * 3)
+    taken = await site.take(image_of(tmp_path / "image", data), config=IngestConfig())
+    await restore(site, taken, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data

@@ -21,29 +21,24 @@ How far a pass has come is kept, so a restart goes on where it was.
 """
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 import trio
 
-from protocol.ids import BLOCK_ID_BYTES, BlockId, split_ids
-from protocol.wire.hashing import Kind
-from replicator.catalog.audit import sound_records
 from replicator.catalog.catalog import Catalog
-from replicator.catalog.manifest.walk import Layer, closure
-from replicator.catalog.records import SnapshotRecord
-from replicator.core.errors import BlockMissing, CatalogError, ManifestDamaged
+from replicator.core.errors import CatalogError
 from replicator.core.logging import get_logger
 from replicator.core.ports import Offload, WallClock
 from replicator.core.progress import Progress
 from replicator.repair.ask import Healed
 from replicator.repair.coverage import find_touched
+from replicator.repair.needs import NeedsCheck
 from replicator.repair.pace import Standing
 from replicator.repair.records import RecordCheck
 from replicator.repair.verdict import Verdict, of_fault
-from replicator.store.ports import BlockReader, BlockStore, Cause, Fault, ScrubCursor
+from replicator.store.ports import BlockReader, BlockStore, Fault, ScrubCursor
 
 PART_BYTES: Final = 32 * 1024 * 1024
 """Read between two looks at the clock: half a second of a fast disk, and little memory."""
@@ -55,10 +50,6 @@ _SUMS_IN_A_ROW: Final = 3
 _PASS: Final = "scrub.pass"
 _FINDINGS: Final = "scrub.findings"
 _KEPT_MAX: Final = 100
-_LOST_MAX: Final = 100_000
-"""Blocks without an entry that are looked for at once: each search reads the whole store."""
-_RUNS_A_STEP: Final = 64
-_ASKED_BYTES: Final = 4096 * BLOCK_ID_BYTES
 
 Heal = Callable[[Sequence[Fault]], Awaitable[Healed]]
 """`Healer.heal`."""
@@ -122,11 +113,16 @@ class Scrubber:
         self._offload = offload
         self._clock = clock
         self._heal = heal
+        self._needs = NeedsCheck(
+            store=store,
+            catalog=catalog,
+            reader=reader,
+            offload=offload,
+            take_care=self._take_care,
+            take_down=self._take_down,
+        )
         self._records = RecordCheck(store=store, catalog=catalog, reader=reader, offload=offload, clock=clock)
         self._lock = trio.Lock()
-        self._walk: AsyncGenerator[None, None] | None = None
-        self._lost: dict[BlockId, Kind] = {}
-        self._asked = _nothing_asked()
         self._report = ScrubReport()
         self.pass_now = self._kept_pass()
         self.findings: list[dict[str, object]] = json.loads(catalog.fact(_FINDINGS) or "[]")
@@ -176,7 +172,7 @@ class Scrubber:
             return replace(stepped, took_s=took_s)
 
     async def _begin(self, *, is_deep: bool = False) -> None:
-        await self._stop_walking()
+        await self._needs.stop()
         is_deep = is_deep or self.pass_now.until_deep == 0
         until_deep = _SUMS_IN_A_ROW if is_deep else self.pass_now.until_deep - 1
         self.pass_now = Pass(started_ns=self._clock.now_ns(), is_deep=is_deep, until_deep=until_deep)
@@ -197,7 +193,7 @@ class Scrubber:
             case "segments":
                 read_bytes = await self._read_segments(past_cache=past_cache, bytes_max=bytes_max)
             case _:
-                if await self._walk_on():
+                if await self._needs.walk_on():
                     await self._end()
         self._keep_pass()
         return Stepped(read_bytes, 0.0, now.ended_ns != 0)
@@ -228,88 +224,6 @@ class Scrubber:
         if part.cursor is None:
             now.stage = "manifests"
         return part.sealed_bytes
-
-    async def _walk_on(self) -> bool:
-        """Some nodes further. Answers whether all maps are done. After a restart it begins anew: nodes are few."""
-        if self._walk is None:
-            self._walk = self._walk_all()
-        try:
-            for _ in range(_RUNS_A_STEP):
-                if await anext(self._walk, _DONE) is _DONE:
-                    self._walk = None
-                    return True
-        except BaseException:
-            # A walk that was cut short is over, and would look like one that came to its end.
-            self._walk, self._lost, self._asked = None, {}, _nothing_asked()
-            raise
-        return False
-
-    async def _walk_all(self) -> AsyncGenerator[None, None]:
-        seen: set[BlockId] = set()
-        for record in sound_records(self._catalog.db):
-            layer = Layer(seen)
-            while True:
-                try:
-                    async with aclosing(closure(self._reader, record.root, record.shape, seen=layer)) as needed:
-                        async for kind, packed in needed:
-                            await self._look_up(kind, packed)
-                            yield
-                    layer.merge()
-                except BlockMissing as error:
-                    if await self._find_again({BlockId(error.block_id): Kind.NODE}):
-                        layer = Layer(seen)
-                        continue
-                    # A node that nobody has: what lies below it cannot even be named.
-                    await self._take_care([Fault(BlockId(error.block_id), Kind.NODE, Cause.MISSING, None)])
-                except ManifestDamaged as error:
-                    self._take_down(_manifest_verdict(record, error))
-                break
-            yield
-        for kind in Kind:
-            await self._ask(kind)
-        await self._settle_lost()
-
-    async def _look_up(self, kind: Kind, packed: bytes) -> None:
-        """Have these looked for, together with others: a trip to another thread costs as much as fifty of them."""
-        asked = self._asked[kind]
-        asked += packed
-        if len(asked) >= _ASKED_BYTES:
-            await self._ask(kind)
-
-    async def _ask(self, kind: Kind) -> None:
-        packed, self._asked[kind] = bytes(self._asked[kind]), bytearray()
-        for block in await self._offload.run(self._lost_among, packed):
-            self._lost[block] = kind
-        if len(self._lost) >= _LOST_MAX:
-            await self._settle_lost()
-
-    def _lost_among(self, packed: bytes) -> list[BlockId]:
-        ids = split_ids(packed)
-        lease = self._store.begin("scrub")
-        try:
-            here = self._store.have(lease, ids)
-        finally:
-            self._store.end(lease)
-        return [block for block in dict.fromkeys(ids) if block not in here]
-
-    async def _settle_lost(self) -> None:
-        """What snapshots need and the ledger does not know: from the segments if it lies there, else from the peers."""
-        lost, self._lost = self._lost, {}
-        if not lost:
-            return
-        known = {fault.block_id for fault in self._store.broken()}
-        untraced = {block: kind for block, kind in lost.items() if block not in known}
-        found = await self._find_again(untraced) if untraced else set()
-        await self._take_care([Fault(b, k, Cause.MISSING, None) for b, k in lost.items() if b not in found])
-
-    async def _find_again(self, lost: dict[BlockId, Kind]) -> set[BlockId]:
-        found = await self._offload.run(self._store.rescue, list(lost))
-        for block in found:
-            self._lost.pop(block, None)
-            fault = Fault(block, lost[block], Cause.MISSING, None)
-            verdict = of_fault(fault, done="the ledger had lost it; entered again from its segment", is_mended=True)
-            self._take_down(replace(verdict, what="index"))
-        return set(found)
 
     async def _end(self) -> None:
         report = self._report
@@ -359,11 +273,6 @@ class Scrubber:
 
     # -- what is kept ---------------------------------------------------------------------
 
-    async def _stop_walking(self) -> None:
-        if self._walk is not None:
-            await self._walk.aclose()
-        self._walk, self._lost, self._asked = None, {}, _nothing_asked()
-
     def _kept_pass(self) -> Pass:
         text = self._catalog.fact(_PASS)
         return Pass(**json.loads(text)) if text else Pass()
@@ -382,26 +291,8 @@ def standing_of(scrubber: Scrubber, *, now_ns: int) -> Standing:
     return Standing(started_ns=started_ns, left_bytes=scrubber.left_bytes, rate_seen=scrubber.rate_seen)
 
 
-def _nothing_asked() -> dict[Kind, bytearray]:
-    return {kind: bytearray() for kind in Kind}
-
-
-_DONE: Final = object()
-
-
 def _cursor(text: str) -> ScrubCursor | None:
     if not text:
         return None
     segment, offset = text.split(":")
     return ScrubCursor(int(segment), int(offset))
-
-
-def _manifest_verdict(record: SnapshotRecord, error: ManifestDamaged) -> Verdict:
-    return Verdict(
-        what="manifest",
-        subject=record.snapshot_id.hex(),
-        cause=error.message,
-        place=f"{record.volume_name}, below root {record.root.hex()[:16]}",
-        done="refused: its blocks are what was signed, so no peer has better ones; the next snapshot makes new nodes",
-        is_mended=False,
-    )

@@ -293,7 +293,7 @@ async def test_a_walk_that_failed_does_not_hide_what_others_share_with_it(
     [leaf] = nodes[0] - nodes[1] - {first.record.root}
     damage(home.store, leaf)
     records = [first.record, second.record]  # The one that fails comes first.
-    monkeypatch.setattr("replicator.repair.scrub.sound_records", lambda _: records)
+    monkeypatch.setattr("replicator.repair.needs.sound_records", lambda _: records)
     shared = sorted(await data_of(home, second) & needed)[:3]
     home.store.ledger.condemn(shared, epoch=0, now_ns=0)
     home.store.ledger.sweep(shared, epoch_below=1)

@@ -23,7 +23,7 @@ from protocol.limits import KIB, MIB
 
 PAGE: Final = 4096
 """What offsets, lengths and addresses are multiples of: enough for every disk with sectors of up to 4 KiB."""
-DIRECT_MIN: Final = 256 * KIB
+LONG_RUN_BYTES: Final = 256 * KIB
 """Shorter runs are better off in the cache: a trip to the disk would take longer than all copies together."""
 _ROOM_BYTES: Final = 8 * MIB
 _Buffer = bytes | bytearray | memoryview
@@ -114,7 +114,8 @@ class LongWriter:
     One for many files, one after the other, for its memory is used again and again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, long_run_bytes: int = LONG_RUN_BYTES) -> None:
+        self._long_run_bytes = long_run_bytes
         self._room: memoryview | None = None
 
     def write(
@@ -132,7 +133,7 @@ class LongWriter:
         """
         total = sum(map(len, run))
         whole_pages = (offset + total) // PAGE * PAGE - -(-offset // PAGE) * PAGE
-        if direct is None or whole_pages < DIRECT_MIN:
+        if direct is None or whole_pages < self._long_run_bytes:
             if tell is not None:
                 for piece in run:
                     tell(piece)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from protocol.limits import MIB
+from replicator.core.direct import LONG_RUN_BYTES
 from replicator.store.leases import LEASE_S
 
 
@@ -15,6 +16,8 @@ class StoreConfig:
     emptying a half-dead one copies less."""
     past_cache: bool = True
     """Whether long runs are read and written past the page cache, where the file system can do that."""
+    long_run_bytes: int = LONG_RUN_BYTES
+    """What is a long one."""
     reserve_bytes_max: int = 256 * MIB
     reserve_share: float = 0.02
     """Space that writes must leave free: the smaller of the two. Deletion and recovery live on it."""

@@ -63,6 +63,7 @@ class LocalStore:
             sums=SumFiles(layout.sums),
             segment_bytes_max=config.segment_bytes_max,
             past_cache=config.past_cache,
+            long_run_bytes=config.long_run_bytes,
         )
         self.ledger = open_ledger(layout, config)
         self.housekeeping = threading.Lock()

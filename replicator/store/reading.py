@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from protocol.limits import MIB
-from replicator.core.direct import DIRECT_MIN, Cached, read_long
+from replicator.core.direct import Cached, read_long
 from replicator.store.segments import SegmentFiles
 
 _WINDOW_BYTES: Final = 8 * MIB
@@ -46,7 +46,7 @@ class SegmentReader:
         `into`, if given, is used instead of fresh memory: it begins at the border of a page, and has room for
         the whole pages around the run (`page_span`).
         """
-        if size >= DIRECT_MIN and (direct := self._past_cache(size, offset)) is not None:
+        if size >= self._files.long_run_bytes and (direct := self._past_cache(size, offset)) is not None:
             return read_long(self._handle, direct, size, offset, into=into)
         if into is None:
             return memoryview(pread_all(self._handle, size, offset))

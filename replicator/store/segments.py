@@ -16,7 +16,7 @@ from typing import Final
 from blake3 import blake3
 
 from protocol.wire.envelope import Buffer
-from replicator.core.direct import LongWriter, open_direct
+from replicator.core.direct import LONG_RUN_BYTES, LongWriter, open_direct
 from replicator.core.errors import SegmentLost, StoreReadOnly
 from replicator.core.files import sync_directory
 from replicator.store.ports import Place, SealedBlock
@@ -28,14 +28,22 @@ SEGMENT_HEADER_BYTES: Final = _HEADER.size
 assert SEGMENT_HEADER_BYTES == 64
 _IOV_MAX: Final = 512
 _SUFFIX: Final = ".seg"
-STRETCH_MIN: Final = 64 * 1024
+STRETCH_MIN: Final = 16 * 1024
 """Shorter runs get no sum: there would be a sum for each block. The first scrub takes sums of what it proves."""
 
 
 class SegmentFiles:
     """All segments of one store. Not thread-safe by itself: `LocalStore` holds its lock around writes."""
 
-    def __init__(self, folder: Path, *, sums: SumFiles, segment_bytes_max: int, past_cache: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        sums: SumFiles,
+        segment_bytes_max: int,
+        past_cache: bool = True,
+        long_run_bytes: int = LONG_RUN_BYTES,
+    ) -> None:
         """`past_cache`: whether long runs go past the page cache, where the file system can do that."""
         self._folder = folder
         self.sums = sums
@@ -43,7 +51,8 @@ class SegmentFiles:
         """Of the active segment."""
         self._bytes_max = segment_bytes_max
         self._past_cache = past_cache
-        self._writer = LongWriter()
+        self.long_run_bytes = long_run_bytes
+        self._writer = LongWriter(long_run_bytes=long_run_bytes)
         self._direct: int | None = None
         """The active segment, opened past the cache."""
         self._active: tuple[int, int] | None = None

@@ -32,6 +32,7 @@ ERRORS: dict[str, tuple[str, ...]] = {
     "pwritev2": ("error=EIO", "error=ENOSPC", "error=EDQUOT", "error=EINTR", "retval=0"),
     "write": ("error=EIO", "error=ENOSPC", "error=EDQUOT", "error=EINTR"),
     "openat": ("error=EMFILE", "error=ENFILE", "error=EIO", "error=ENOSPC", "error=EINTR"),
+    "preadv": ("error=EIO", "error=EINTR", "retval=0"),
     "pread64": ("error=EIO", "error=EINTR", "retval=0", "retval=1"),
     "read": ("error=EIO", "error=EINTR"),
     "rename": ("error=EIO", "error=ENOSPC"),

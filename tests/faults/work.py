@@ -38,6 +38,9 @@ from tests.support.blocks import from_body, ids_of
 from tests.support.nodes import write_state
 from tests.support.store import collect, damage, open_store, put, scrub
 
+_LONG_SHARE = 0.15
+_LONG_BYTES = 12_000
+_LONG_RUN_BYTES = 4096
 STAYS = {"segments", "format", "generation", "lock"}
 """What a store has besides its ledger."""
 
@@ -70,7 +73,10 @@ def run(name: str, args: dict[str, Any]) -> int:
 
 
 class Blocks:
-    """Random blocks, no two alike in one store's life, half of them such as LZ4 packs well."""
+    """Random blocks, no two alike in one store's life, half of them such as LZ4 packs well.
+
+    Some are long enough to go past the page cache (`tiny`).
+    """
 
     def __init__(self, chance: random.Random, *, largest: int = 2000) -> None:
         self._chance = chance
@@ -80,7 +86,9 @@ class Blocks:
         made = []
         for _ in range(count):
             body = self._chance.randbytes(self._chance.randint(17, self._largest))
-            if self._chance.random() < 0.5:
+            if self._chance.random() < _LONG_SHARE:
+                body = self._chance.randbytes(self._chance.randint(_LONG_BYTES, 3 * _LONG_BYTES))
+            elif self._chance.random() < 0.5:
                 body = body[:16] * (len(body) // 16 + 1)
             made.append((from_body(body), hashlib.sha256(body).hexdigest()))
         return made
@@ -120,7 +128,9 @@ def insist_on_refusal(store: LocalStore) -> None:
 
 
 def tiny(args: dict[str, Any]) -> StoreConfig:
-    return StoreConfig(segment_bytes_max=args.get("segment", 4096), reserve_bytes_max=0, grace_s=0.0)
+    return StoreConfig(
+        segment_bytes_max=args.get("segment", 4096), reserve_bytes_max=0, grace_s=0.0, long_run_bytes=_LONG_RUN_BYTES
+    )
 
 
 # -- the phases of a store --------------------------------------------------------------------
@@ -313,7 +323,8 @@ def acks(folder: Path, chance: random.Random, args: dict[str, Any]) -> None:
     wait_to_be_watched()
     store = open_store(folder, config=tiny(args))
     writers, count = args["writers"], args["count"]
-    made = [[from_body(b"%d/%d/" % (w, n) + chance.randbytes(args.get("size", 300))) for n in range(count)]
+    sizes = [_LONG_BYTES if number % 8 == 7 else 300 for number in range(count)]
+    made = [[from_body(b"%d/%d/" % (w, n) + chance.randbytes(size)) for n, size in enumerate(sizes)]
             for w in range(writers)]  # fmt: skip
     start = threading.Barrier(writers)
 
@@ -370,7 +381,11 @@ def endless(folder: Path, chance: random.Random, args: dict[str, Any]) -> None:
     """Everything that a store does, in random order, until somebody kills it. Options change from life to life."""
     reserve = 0
     config = StoreConfig(
-        segment_bytes_max=args["segment"], reserve_bytes_max=reserve, grace_s=0.0, dead_share_min=args["dead_share"]
+        segment_bytes_max=args["segment"],
+        reserve_bytes_max=reserve,
+        grace_s=0.0,
+        dead_share_min=args["dead_share"],
+        long_run_bytes=_LONG_RUN_BYTES,
     )
     store = open_store(folder, config=config)
     say(f"opened {store.statistics().blocks}")

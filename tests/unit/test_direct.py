@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from replicator.core import direct
-from replicator.core.direct import DIRECT_MIN, PAGE, LongWriter, aligned, open_direct, page_span, read_long
+from replicator.core.direct import LONG_RUN_BYTES, PAGE, LongWriter, aligned, open_direct, page_span, read_long
 from replicator.store.segments import SegmentFiles
 from replicator.store.sums import SumFiles
 from tests.support.blocks import sealed_blocks
 
-SIZES = (1, 56, PAGE - 1, PAGE, PAGE + 1, 70_000, DIRECT_MIN - 1, DIRECT_MIN, 3 * DIRECT_MIN + 17, 9_000_001)
+LONG = LONG_RUN_BYTES
+SIZES = (1, 56, PAGE - 1, PAGE, PAGE + 1, 70_000, LONG - 1, LONG, 3 * LONG + 17, 9_000_001)
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_long_runs_do_go_past_the_cache(file: tuple[int, int, Path], monkeypatch
     used: list[int] = []
     real = os.pwrite
     monkeypatch.setattr(direct.os, "pwrite", lambda h, data, at: (used.append(h), real(h, data, at))[1])
-    LongWriter().write(handle, past, [bytes(4 * DIRECT_MIN)], 100)
+    LongWriter().write(handle, past, [bytes(4 * LONG_RUN_BYTES)], 100)
     assert past in used
 
 
@@ -87,7 +88,7 @@ def test_a_kernel_that_does_less_than_asked_costs_no_byte(
 
     monkeypatch.setattr(direct.os, "pwrite", write)
     monkeypatch.setattr(direct.os, "preadv", read)
-    data = random.Random(2).randbytes(3 * DIRECT_MIN + 5)
+    data = random.Random(2).randbytes(3 * LONG_RUN_BYTES + 5)
     LongWriter().write(handle, past, [data], 77)
     assert calls == 1 and path.read_bytes()[77:] == data
     assert read_long(handle, past, len(data), 77) == data
@@ -105,9 +106,9 @@ def test_an_error_of_the_disk_is_not_taken_for_a_lack_of_o_direct(
     monkeypatch.setattr(direct.os, "pwrite", refuse)
     monkeypatch.setattr(direct.os, "preadv", refuse)
     with pytest.raises(OSError, match="a bad sector"):
-        LongWriter().write(handle, past, [bytes(4 * DIRECT_MIN)], 0)
+        LongWriter().write(handle, past, [bytes(4 * LONG_RUN_BYTES)], 0)
     with pytest.raises(OSError, match="a bad sector"):
-        read_long(handle, past, DIRECT_MIN, 0)
+        read_long(handle, past, LONG_RUN_BYTES, 0)
 
 
 def test_where_nothing_goes_past_the_cache_segments_are_the_same(tmp_path: Path) -> None:

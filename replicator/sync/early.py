@@ -50,6 +50,8 @@ _BATCH_FRAMES: Final = 8
 """On a slow line frames are small, and so is what has to leave before somebody else may have the line."""
 _JOIN_BELOW: Final = 32 * 1024
 """Smaller blocks are joined before they are encrypted: a call for each costs more than copying it."""
+_REPORTS_MAX: Final = 64
+"""Snapshots of which a link remembers what went ahead of them."""
 _LAST_S: Final = 5.0
 """How long after the snapshot the last blocks may take to leave."""
 _STORE_BYTES: Final = 4 * 1024 * 1024
@@ -144,6 +146,8 @@ class EarlySender:
             finally:
                 # Before the turn ends: the sync that has it next says in its report what came before it.
                 link.sent_ahead[self._snapshot_id] = (self.blocks, self.sealed_bytes)
+                while len(link.sent_ahead) > _REPORTS_MAX:  # Of snapshots that were never brought over after all.
+                    link.sent_ahead.pop(next(iter(link.sent_ahead)))
 
     async def _talk(self, stream: Stream) -> None:
         asked: deque[list[SealedBlock]] = deque()

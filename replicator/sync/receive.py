@@ -13,8 +13,8 @@ If the site that offers goes in the middle, others may have what is left: `Recei
 them alone. They need not tell a difference; the signed root and the blocks are enough (`descent.py`).
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -83,11 +83,8 @@ class Receiver:
         assert isinstance(request, OfferSnapshot)
         record = open_record(request.record)
         self._ports.catalog.check_owner(record)
-        lock = self._locks.setdefault(record.snapshot_id, trio.Lock())
-        async with lock:
+        async with self._turn(record.snapshot_id):
             report = await self.obtain(stream, record, request)
-        if not lock.statistics().tasks_waiting:
-            self._locks.pop(record.snapshot_id, None)
         self._ports.catalog.expect(record.volume_id, stream.peer, every_s=request.every_s)
         await stream.send(report)
         await stream.send(self._receipt(record), end=True)
@@ -96,7 +93,7 @@ class Receiver:
         """Get a snapshot that nobody has offered: the same, but that the wish is ours. Raises as `offered` does."""
         record = open_record(signed)
         self._ports.catalog.check_owner(record)
-        async with self._locks.setdefault(record.snapshot_id, trio.Lock()):
+        async with self._turn(record.snapshot_id):
             report = await self.obtain(teller, record, OfferSnapshot(record=signed, every_s=0, job=job))
         return report, self._receipt(record)
 
@@ -107,12 +104,23 @@ class Receiver:
         """
         ports, record = self._ports, open_record(signed)
         ports.catalog.check_owner(record)
-        async with self._locks.setdefault(record.snapshot_id, trio.Lock()):
+        async with self._turn(record.snapshot_id):
             others = [link for link in ports.holders(record.volume_id) if link.peer != without]
             if not others and not ports.catalog.has_snapshot(record.snapshot_id):
                 raise Unreachable(f"No other site that is linked holds anything of {record.volume_name}.")
             report = await self._receive(None, others, record, signed, job=job, tell=None)
         return report, self._receipt(record)
+
+    @asynccontextmanager
+    async def _turn(self, snapshot_id: SnapshotId) -> AsyncIterator[None]:
+        """One receive of a snapshot at a time, however it ends."""
+        lock = self._locks.setdefault(snapshot_id, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked() and not lock.statistics().tasks_waiting:
+                self._locks.pop(snapshot_id, None)
 
     def _receipt(self, record: SnapshotRecord) -> Receipt:
         received_ns = self._ports.catalog.snapshot(record.snapshot_id).received_ns

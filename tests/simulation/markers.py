@@ -64,6 +64,7 @@ SOMETIMES: Final[dict[str, str]] = {
     "collection gave up": "a mark could not read something, and nothing was let go",
     "pruned": "a keep rule let a snapshot go",
     "hold refused a delete": "a held snapshot was to be deleted",
+    "held under a wrong clock": "a held snapshot while its site's clock was hours or years off",
     "deleted": "an operator deleted a snapshot",
     "revoked": "a peer was trusted no more",
     "turned away": "a site that is trusted no more knocked",

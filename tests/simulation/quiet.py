@@ -8,7 +8,8 @@ import trio
 
 from replicator.jobs.due import pending_snapshots
 from replicator.testing.site import MemorySite
-from tests.simulation.mishaps import has_other_copy, start_again
+from tests.simulation.damage import has_other_copy
+from tests.simulation.mishaps import start_again
 from tests.simulation.model import Violation
 from tests.simulation.people import give_rights_back
 from tests.simulation.watch import read_history
@@ -47,8 +48,8 @@ async def become_quiet(world: World) -> None:
 
 
 async def site_is_up(world: World, site: MemorySite) -> None:
-    if site.is_up and not site.down.is_set():
-        return
+    if site.is_up and site.machine.power.is_on and not site.down.is_set():
+        return  # (One whose plug was pulled just now is not down yet, but it will be.)
     await site.down.wait()
     await start_again(world, site)
 

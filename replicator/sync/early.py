@@ -40,8 +40,6 @@ from replicator.store.ports import BlockStore, Lease, SealedBlock
 from replicator.sync.fetch import prove_and_append
 from replicator.sync.incoming import PaceKeeper, lacking_bits, lacking_ids
 
-EARLY_FROM: Final = 4 * 1024 * 1024
-"""A snapshot that adds less is over before a second question would be answered."""
 QUEUE_BYTES_MAX: Final = 32 * 1024 * 1024
 """What may wait for one peer: some batches of the snapshot. Beyond it, blocks are left to the ordinary offer."""
 _BATCH_BYTES: Final = 4 * 1024 * 1024
@@ -72,11 +70,13 @@ class EarlySender:
         volume_id: VolumeId,
         snapshot_id: SnapshotId,
         pace: Callable[[], AbstractContextManager[None]],
+        from_bytes: int,
     ) -> None:
         self._link = link
         self._volume_id = volume_id
         self._snapshot_id = snapshot_id
         self._pace = pace
+        self._from_bytes = from_bytes
         self._lock = threading.Lock()
         self._waiting: deque[SealedBlock] = deque()
         self._bytes = 0
@@ -128,7 +128,7 @@ class EarlySender:
                 get_logger().info("early.sent", peer=name, blocks=self.blocks, block_bytes=self.sealed_bytes)
 
     async def _run(self) -> None:
-        while self._bytes < EARLY_FROM:
+        while self._bytes < self._from_bytes:
             if self._is_ended:
                 return
             await self._more()

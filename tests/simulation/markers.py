@@ -19,6 +19,8 @@ SOMETIMES: Final[dict[str, str]] = {
     "received from nothing": "a first copy",
     "received from a base": "a difference",
     "received without a block": "the receiver had all of it",
+    "sent ahead": "blocks went while their snapshot was still being taken",
+    "sent ahead and stopped": "and the line broke, or the peer could not take them",
     "finished by others": "whoever offered it was gone",
     "passed on": "a copy went on to a third site",
     "pulled": "a sync that fetched",
@@ -89,6 +91,8 @@ SOMETIMES: Final[dict[str, str]] = {
 }
 
 FROM_LOG: Final[dict[str, str]] = {
+    "early.sent": "sent ahead",
+    "early.stopped": "sent ahead and stopped",
     "repair.served": "repair served",
     "repair.peer_lied": "repair refused",
     "pair.refused": "code used twice",

@@ -31,7 +31,7 @@ _BOUNDS: Final[dict[str, int]] = {
     "Scrubber.findings": 1000,
     "WorkerRunner.states": 64,
 }
-_EMPTY: Final = ("Receiver._locks", "Link.offered", "Connection._leaving", "CollectionJobs._strays")
+_EMPTY: Final = ("Receiver._locks", "Link.offered", "Connection._leaving")
 """What has to be empty when nobody works."""
 _QUEUED_MAX: Final = 6 * MIB
 """Of a stream: a link's own bound, and the frames that are being made."""

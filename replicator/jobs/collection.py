@@ -51,7 +51,6 @@ class CollectionJobs:
             raise UsageError(f"A grace of {grace_s:g} s cannot be.")
         # With no grace asked for, sentence and execution are two runs with a fresh mark between them.
         is_double = grace_s == 0
-        await account_for_records(parts.catalog, parts.reader, give_up=bool(context.args.get("give_up")))
         await self._take_back_lost(give_up=bool(context.args.get("give_up")))
         if context.args.get("dry_run"):
             plan = await self._plan(context.progress, grace_s=grace_s, at_once=is_double, is_rehearsal=True)
@@ -71,11 +70,14 @@ class CollectionJobs:
         return describe_collected(done, share=share, dry_run=False)
 
     async def _take_back_lost(self, *, give_up: bool) -> None:
-        """A snapshot that the catalogue has lost would be blocks that nothing needs."""
+        """A snapshot that the catalogue has lost would be blocks that nothing needs. Raises `RecordsUnread`."""
         parts = self._parts
         check = RecordCheck(
             store=parts.store, catalog=parts.catalog, reader=parts.reader, offload=parts.offload, clock=parts.clock
         )
+        if broken := await check.broken_strays():
+            parts.catalog.lost.set_unread([*parts.catalog.lost.unread(), *broken])
+        await account_for_records(parts.catalog, parts.reader, give_up=give_up)
         verdicts, self._waiting = await check.take_back_lost(self._strays, give_up=give_up)
         for verdict in verdicts:
             get_logger().warning("collect.snapshot_lost", snapshot=verdict.subject, done=verdict.done)

@@ -109,6 +109,21 @@ class RecordCheck:
                 waiting.append((block, signed))
         return verdicts, waiting
 
+    async def broken_strays(self) -> list[BlockId]:
+        """Records that are broken, and belong to no row and to no deletion: what their snapshots need is not known."""
+        return await self._offload.run(self._broken_strays)
+
+    def _broken_strays(self) -> list[BlockId]:
+        if self._catalog.fact(_NOTED) is None:
+            return []
+        broken = [fault.block_id for fault in self._store.broken() if fault.kind == Kind.RECORD]
+        explained = self._explained() if broken else set()
+        return [block for block in broken if block not in explained]
+
+    def _explained(self) -> set[BlockId]:
+        rows, graves = snapshot_rows(self._catalog.db), buried(self._catalog.db)
+        return {*(BlockId(row.record_block) for row in rows), *graves.values()}
+
     def _disowned(self, signed: bytes) -> str:
         try:
             self._catalog.check_owner(open_record(signed))
@@ -223,7 +238,9 @@ class RecordCheck:
             catalog.set_fact(_NOTED, "yes")
             strays = {}
         look.strays = dict(strays.values())
-        forget_graves(catalog.db, [one for one in graves if one not in records])
+        # One whose record is broken is still told from a lost row by its grave alone.
+        broken = {fault.block_id for fault in self._store.broken()}
+        forget_graves(catalog.db, [one for one, block in graves.items() if one not in records and block not in broken])
 
     # -- on the event loop ----------------------------------------------------------------
 

@@ -7,9 +7,10 @@ import pytest
 import structlog
 import trio
 
+from protocol.wire.hashing import Kind
 from replicator.api.schema import SyncRequest
 from replicator.catalog.model import Succession
-from replicator.core.errors import StoreFull
+from replicator.core.errors import JobError, StoreFull
 from replicator.testing import MemoryMesh, MemorySite, run_in_virtual_time
 from replicator.testing.power import PowerCut
 
@@ -242,5 +243,26 @@ def test_what_a_person_gives_up_of_it_is_collected() -> None:
         gone = await cabin.job("gc", grace_s=0, confirmed=True, give_up=True)
         assert gone["blocks_swept"] > 0
         assert len(cabin.catalog.snapshots()) == 1
+
+    in_a_mesh(test)
+
+
+def test_a_record_that_rots_before_its_key_is_known_again_stops_the_collection_until_it_is_healed() -> None:
+    async def test(mesh: MemoryMesh, sites: list[MemorySite]) -> None:
+        home, cabin, _ = sites
+        snapshots = await _both_keys_at_cabin(sites)
+        entered = {one.record_block for one in cabin.catalog.snapshots()}
+        [stray] = [
+            block for block in cabin.blocks() if cabin.machine.disk.kind(block) == Kind.RECORD and block not in entered
+        ]
+        cabin.rot(stray)
+        await cabin.job("scrub")
+        with pytest.raises(JobError, match="nothing is collected"):
+            await cabin.job("gc", grace_s=0, confirmed=True)
+        await home.start()
+        await mesh.pair(home, cabin)
+        await trio.sleep(60)
+        await cabin.job("gc", grace_s=0, confirmed=True)
+        assert sorted(one.snapshot_id.hex() for one in cabin.catalog.snapshots()) == sorted(snapshots)
 
     in_a_mesh(test)

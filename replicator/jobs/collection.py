@@ -24,6 +24,10 @@ from replicator.store.marks import Marks, MarkSet, are_marked, prefixes
 
 OFF_FACT: Final = "gc.off"
 """Why deletion is switched off, if it is."""
+_HINT: Final = (
+    "It is broken here, and a snapshot that is not in the catalogue needs it. When a peer that has it is linked, run "
+    "this again; or give that snapshot up: `replicator gc --give-up`."
+)
 _LISTED_MAX: Final = 1000
 _RUNS_MAX: Final = 64
 """Of one `gc --grace 0`: each frees at least what its sentences took."""
@@ -150,8 +154,12 @@ class CollectionJobs:
                 walked.add(snapshot.snapshot_id)
                 progress.advance(1)
         for block, signed in self._waiting:
-            with suppress(BlockMissing):  # Not whole: it can become no snapshot, and must not keep the rest from going.
+            try:
                 await self._walk_record(block, open_record(signed), marks, seen)
+            except BlockMissing as error:
+                # Not whole: it can become no snapshot, and must not keep the rest from going. Unless it will be healed.
+                if error.block_id in {fault.block_id for fault in self._parts.store.broken()}:
+                    raise BlockMissing(error.block_id, hint=_HINT) from error
         return marks.finish()
 
     async def _walk(self, snapshot: Snapshot, marks: MarkSet, seen: set[BlockId]) -> None:

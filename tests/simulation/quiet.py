@@ -117,8 +117,14 @@ def _check_scrub(world: World, site: MemorySite, report: dict[str, Any]) -> None
 
 
 def _has_key_to_come(site: MemorySite) -> bool:
-    """Between two keys a node is down for a moment, and comes back by itself."""
-    return not site.is_up or site.view.mesh.site()["next_site_id"] is not None
+    """Between two keys a node is down for a moment, and comes back by itself.
+
+    One that was planned by a clock hours ahead, and lost its catalogue since, waits for the end of that overlap.
+    """
+    if not site.is_up:
+        return True
+    page = site.view.mesh.site()
+    return page["next_site_id"] is not None and page["shown_in_s"] < _SETTLE_S
 
 
 def _has_strays(world: World, site: MemorySite) -> bool:

@@ -33,12 +33,13 @@ from replicator.catalog.manifest.nodes import Shape, decode_node
 from replicator.catalog.manifest.walk import closure
 from replicator.catalog.model import Snapshot
 from replicator.catalog.records import Signer, SnapshotRecord, open_record
-from replicator.core.errors import ManifestDamaged, Unreachable
+from replicator.core.errors import BlockMissing, ManifestDamaged, Unreachable
 from replicator.core.logging import get_logger
 from replicator.core.nursery import open_work_nursery
 from replicator.core.ports import Offload, WallClock
 from replicator.net.link import Link, Stream
 from replicator.store.ports import BlockReader, BlockStore, Lease
+from replicator.sync.bases import Bases
 from replicator.sync.descent import descend
 from replicator.sync.difference import DifferenceReader
 from replicator.sync.fetch import Fetcher
@@ -76,6 +77,7 @@ class Receiver:
 
     def __init__(self, ports: ReceiverPorts) -> None:
         self._ports = ports
+        self._bases = Bases(ports.store, ports.offload)
         self._locks: dict[SnapshotId, trio.Lock] = {}
 
     async def offered(self, stream: Stream, request: Message) -> None:
@@ -146,7 +148,7 @@ class Receiver:
         lease = ports.store.begin(f"receive {record.volume_name} from {who}")
         began = trio.current_time()
         try:
-            session = _Session(sender, others, record, ports=ports, lease=lease)
+            session = _Session(sender, others, record, ports=ports, bases=self._bases, lease=lease)
             if ports.catalog.has_snapshot(record.snapshot_id):
                 await session.check_if_damaged()
                 return session.report()
@@ -213,9 +215,11 @@ class _Session:
         record: SnapshotRecord,
         *,
         ports: ReceiverPorts,
+        bases: Bases,
         lease: Lease,
     ) -> None:
         self._sender = sender
+        self._bases = bases
         self._record = record
         self._ports = ports
         self._lease = lease
@@ -238,7 +242,12 @@ class _Session:
     async def receive(self) -> None:
         """Everything up to, and without, publishing. Raises on the first thing that is not as announced."""
         assert self._sender is not None
-        root = await self._read_difference(self._sender)
+        try:
+            root = await self._read_difference(self._sender)
+        except BlockMissing as error:
+            if self._base:  # Ours, then: what the other side cannot read it says otherwise.
+                self._bases.note(BlockId(self._base), error.block_id)
+            raise
         await self._fetch_rest()
         await self._store_nodes()
         if root != self._record.root:
@@ -289,6 +298,8 @@ class _Session:
     async def _read_difference(self, sender: Link) -> BlockId:
         record, ports = self._record, self._ports
         held = self._held()
+        for root in await self._bases.unfit(held):
+            del held[root]
         request = WantDiff(snapshot_id=record.snapshot_id, have_roots=b"".join(held))
         self._round_trips += 1
         async with sender.open(request, lane=Lane.SYNC) as stream:

@@ -373,6 +373,14 @@ class Connection:
         self.state = State.CLOSED
         self._send(FrameKind.GOODBYE, 0, _refusal_body(code, reason), lane=Lane.CONTROL)
 
+    def forget(self) -> None:
+        """The line is gone: let go of everything that waited for it. What is counted stays."""
+        for queue in self._lanes:
+            queue.clear()
+        self._streams.clear()
+        self._leaving.clear()
+        self._buffer = ReceiveBuffer()
+
     def _send(self, kind: FrameKind, stream: int, *parts: Buffer, lane: Lane, flags: int = 0) -> None:
         size = sum(map(len, parts))
         header = pack_header(kind, stream, size, lane=lane, flags=flags)

@@ -36,6 +36,8 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
     """Status, health and metrics; "" for none."""
     rate_out: str = "none"
     rate_in: str = "none"
+    ahead_from: str = "4MiB"
+    """From what size on blocks go ahead of the snapshot that they belong to."""
     gc_grace: str = "24h"
     scrub_every: str = "30d"
     """Everything is read again within this span."""
@@ -73,6 +75,9 @@ http = {http}
 # Repairs and the control of links are never held back.
 rate_out = {rate_out}
 rate_in = {rate_in}
+
+# A snapshot's new blocks are on their way while it is still being taken, once it has added so much.
+ahead_from = "4MiB"
 
 # How long a block that nothing needs any more can still be brought back (`gc --undo`).
 gc_grace = "24h"
@@ -145,6 +150,7 @@ def _check_values(config: NodeConfig, where: str) -> None:
         ("http", split_address, config.http or "localhost:0"),
         ("rate_out", parse_rate, config.rate_out),
         ("rate_in", parse_rate, config.rate_in),
+        ("ahead_from", parse_size, config.ahead_from),
         ("gc_grace", parse_span, config.gc_grace),
         ("scrub_every", _scrub_span, config.scrub_every),
         ("scrub_rate", _scrub_rate, config.scrub_rate),
@@ -198,6 +204,7 @@ def mesh_config(config: NodeConfig) -> MeshConfig:
         advertise=tuple(config.advertise),
         rate_out_bytes=parse_rate(config.rate_out),
         rate_in_bytes=parse_rate(config.rate_in),
+        ahead_from_bytes=parse_size(config.ahead_from),
         protocol_newest=_protocol(config.protocol),
     )
 

@@ -39,7 +39,13 @@ class SendingAhead:
         for site, rate in list(rates.items())[:PEERS_MAX]:
             if mesh is not None and (link := mesh.link_to(site)) is not None:
                 pace: Callable[[], AbstractContextManager[None]] = partial(mesh.pacing.job, site, OUT, rate)
-                sender = EarlySender(link=link, volume_id=volume.volume_id, snapshot_id=snapshot_id, pace=pace)
+                sender = EarlySender(
+                    link=link,
+                    volume_id=volume.volume_id,
+                    snapshot_id=snapshot_id,
+                    pace=pace,
+                    from_bytes=mesh.config.ahead_from_bytes,
+                )
                 self._senders.append(sender)
                 self._nursery.start_soon(sender.run)
         return self

@@ -24,6 +24,10 @@ from replicator.store.marks import Marks, MarkSet, are_marked, prefixes
 
 OFF_FACT: Final = "gc.off"
 """Why deletion is switched off, if it is."""
+_HINT: Final = (
+    "It is broken here, and a snapshot that is not in the catalogue needs it. When a peer that has it is linked, run "
+    "this again; or give that snapshot up: `replicator gc --give-up`."
+)
 _LISTED_MAX: Final = 1000
 _RUNS_MAX: Final = 64
 """Of one `gc --grace 0`: each frees at least what its sentences took."""
@@ -51,7 +55,6 @@ class CollectionJobs:
             raise UsageError(f"A grace of {grace_s:g} s cannot be.")
         # With no grace asked for, sentence and execution are two runs with a fresh mark between them.
         is_double = grace_s == 0
-        await account_for_records(parts.catalog, parts.reader, give_up=bool(context.args.get("give_up")))
         await self._take_back_lost(give_up=bool(context.args.get("give_up")))
         if context.args.get("dry_run"):
             plan = await self._plan(context.progress, grace_s=grace_s, at_once=is_double, is_rehearsal=True)
@@ -71,11 +74,14 @@ class CollectionJobs:
         return describe_collected(done, share=share, dry_run=False)
 
     async def _take_back_lost(self, *, give_up: bool) -> None:
-        """A snapshot that the catalogue has lost would be blocks that nothing needs."""
+        """A snapshot that the catalogue has lost would be blocks that nothing needs. Raises `RecordsUnread`."""
         parts = self._parts
         check = RecordCheck(
             store=parts.store, catalog=parts.catalog, reader=parts.reader, offload=parts.offload, clock=parts.clock
         )
+        if broken := await check.broken_strays():
+            parts.catalog.lost.set_unread([*parts.catalog.lost.unread(), *broken])
+        await account_for_records(parts.catalog, parts.reader, give_up=give_up)
         verdicts, self._waiting = await check.take_back_lost(self._strays, give_up=give_up)
         for verdict in verdicts:
             get_logger().warning("collect.snapshot_lost", snapshot=verdict.subject, done=verdict.done)
@@ -148,8 +154,12 @@ class CollectionJobs:
                 walked.add(snapshot.snapshot_id)
                 progress.advance(1)
         for block, signed in self._waiting:
-            with suppress(BlockMissing):  # Not whole: it can become no snapshot, and must not keep the rest from going.
+            try:
                 await self._walk_record(block, open_record(signed), marks, seen)
+            except BlockMissing as error:
+                # Not whole: it can become no snapshot, and must not keep the rest from going. Unless it will be healed.
+                if error.block_id in {fault.block_id for fault in self._parts.store.broken()}:
+                    raise BlockMissing(error.block_id, hint=_HINT) from error
         return marks.finish()
 
     async def _walk(self, snapshot: Snapshot, marks: MarkSet, seen: set[BlockId]) -> None:

@@ -1,6 +1,6 @@
 """Bringing snapshots over: to a peer, or from one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from protocol.messages.snapshots import SyncProgress
 from replicator.catalog.model import EVERY_VOLUME, SiteSync, Snapshot
 from replicator.catalog.records import SnapshotRecord
 from replicator.catalog.terms import PULL, SyncTerms
-from replicator.core.errors import NotFound, PeerError, ReplicatorError, UsageError
+from replicator.core.errors import NotFound, PeerError, ReplicatorError, StoreError, UsageError
 from replicator.core.ports import fraction
 from replicator.core.progress import Progress
 from replicator.core.units import format_size
@@ -35,6 +35,8 @@ from replicator.sync.pull import Pulled, Remote, list_remote, plan_pull, pull
 from replicator.sync.receive import Receiver
 
 _LINK_WAIT_S = 20.0
+_FAILED_MAX: Final = 8
+"""Snapshots of one run that may fail before the run does."""
 _TRIES = 5
 _PLAN_S: Final = 10.0
 """What a sync spends on a plan that nobody asked for. Without one, it just begins."""
@@ -95,14 +97,23 @@ class SyncJobs:
     async def _work(self, sync: SiteSync, context: JobContext) -> dict[str, Any]:
         done: list[dict[str, Any]] = []
         tried: set[bytes] = set()
+        failed: list[ReplicatorError] = []
         left_s = self._left_s(sync) if context.args.get("scheduled") else _FOR_EVER
         with trio.move_on_after(left_s) as window:
             while (item := await self._next(sync, context, tried)) is not None:
                 tried.add(item.record.snapshot_id)
                 async with self.line.turn(sync.peer, priority=sync.terms.priority, who=sync.sync_id or context.job_id):
-                    one = await self._bring_stubbornly(sync, item, context)
+                    try:
+                        one = await self._bring_stubbornly(sync, item, context)
+                    except (PeerError, StoreError) as error:
+                        failed.append(error)
+                        if not self._may_go_on(sync, failed):
+                            raise
+                        continue
                 if one is not None:
                     done.append(one)
+        if failed:
+            raise failed[0]
         if sync.sync_id and not window.cancelled_caught:
             self._parts.catalog.note_sync_result(sync.sync_id, error="")
         return {
@@ -113,6 +124,12 @@ class SyncJobs:
             "sent": done,
             "cut_by_window": window.cancelled_caught,
         }
+
+    def _may_go_on(self, sync: SiteSync, failed: Sequence[ReplicatorError]) -> bool:
+        """Whether to go on with the next snapshot: one that nobody can read any more must not hold up those that are
+        whole. Without a link none of them comes over; and who fails at many in a row fails at all."""
+        assert self._parts.mesh is not None
+        return self._parts.mesh.link_to(sync.peer) is not None and len(failed) < _FAILED_MAX
 
     def _left_s(self, sync: SiteSync) -> float:
         """Until the window closes. A sync that is in the middle is stopped there, and carries on in the next one."""

@@ -15,5 +15,7 @@ class MeshConfig:
     rate_out_bytes: int = 0
     """Bulk bytes a second to all peers together; 0 is no limit."""
     rate_in_bytes: int = 0
+    ahead_from_bytes: int = 4 * 1024 * 1024
+    """A snapshot that adds less is over before a second question would be answered: nothing of it is sent ahead."""
     protocol_newest: int = CURRENT
     """The newest version of the protocol that peers are offered."""

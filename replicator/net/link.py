@@ -240,6 +240,7 @@ class Link:
         for stream in list(self._streams.values()):
             stream.fail(Unreachable(f"The link to {self.name} ended: {self.why_closed}"))
         self._streams.clear()
+        self.connection.forget()  # Somebody may remember this link for long: megabytes must not hang on it.
         self._slot_may_be_free()
 
     def close(self, code: ErrorCode, reason: str) -> None:

@@ -71,7 +71,7 @@ class RecordCheck:
         look = await self._offload.run(self._look)
         is_quiet = not [holder for holder in self._store.holders() if holder != _HOLDER]
         for block, signed in look.strays.items() if is_quiet else ():
-            look.verdicts.append(await self._take_back(block, signed))
+            look.verdicts.append((await self._take_back(block, signed))[0])
         return look.verdicts
 
     async def take_back_lost(
@@ -89,8 +89,9 @@ class RecordCheck:
 
         Given back as well is what this site would take from nobody just now. After a catalogue was lost, the keys that
         took the place of others are not known until the peers have told of them again: until then, what a site has
-        signed with its second key is a stranger's, and a volume is of one site. `give_up` is a person's word that
-        such snapshots are not wanted any more.
+        signed with its second key is a stranger's, and a volume is of one site. And so is what lacks a block that is
+        broken here: when that is healed it is whole again. `give_up` is a person's word that such snapshots are not
+        wanted any more.
         """
         strays = await self._offload.run(self._unexplained)
         is_quiet = not [holder for holder in self._store.holders() if holder != _HOLDER]
@@ -104,10 +105,31 @@ class RecordCheck:
                 verdicts.append(_row_verdict(open_record(signed), f"refused: {why}", is_mended=False))
                 waiting += [] if give_up else [(block, signed)]
             elif is_quiet or now - seen.setdefault(block, now) > self._lease_s():
-                verdicts.append(await self._take_back(block, signed))
+                verdict, lacking = await self._take_back(block, signed)
+                verdicts.append(verdict)
+                if lacking is not None and not give_up and lacking in self._broken():
+                    waiting.append((block, signed))
             else:
                 waiting.append((block, signed))
         return verdicts, waiting
+
+    async def broken_strays(self) -> list[BlockId]:
+        """Records that are broken, and belong to no row and to no deletion: what their snapshots need is not known."""
+        return await self._offload.run(self._broken_strays)
+
+    def _broken_strays(self) -> list[BlockId]:
+        if self._catalog.fact(_NOTED) is None:
+            return []
+        broken = [fault.block_id for fault in self._store.broken() if fault.kind == Kind.RECORD]
+        explained = self._explained() if broken else set()
+        return [block for block in broken if block not in explained]
+
+    def _explained(self) -> set[BlockId]:
+        rows, graves = snapshot_rows(self._catalog.db), buried(self._catalog.db)
+        return {*(BlockId(row.record_block) for row in rows), *graves.values()}
+
+    def _broken(self) -> set[BlockId]:
+        return {fault.block_id for fault in self._store.broken()}
 
     def _disowned(self, signed: bytes) -> str:
         try:
@@ -223,12 +245,15 @@ class RecordCheck:
             catalog.set_fact(_NOTED, "yes")
             strays = {}
         look.strays = dict(strays.values())
-        forget_graves(catalog.db, [one for one in graves if one not in records])
+        # One whose record is broken is still told from a lost row by its grave alone.
+        broken = self._broken()
+        forget_graves(catalog.db, [one for one, block in graves.items() if one not in records and block not in broken])
 
     # -- on the event loop ----------------------------------------------------------------
 
-    async def _take_back(self, block: BlockId, signed: bytes) -> Verdict:
-        record = open_record(signed)
+    async def _take_back(self, block: BlockId, signed: bytes) -> tuple[Verdict, BlockId | None]:
+        """Also the block for whose sake it could not be, if that was the reason."""
+        record, lacking = open_record(signed), None
         lease = self._store.begin(_HOLDER)
         try:
             async for _, packed in closure(self._reader, record.root, record.shape):
@@ -238,9 +263,10 @@ class RecordCheck:
             done, is_mended = "row entered again from the record's block", True
         except ReplicatorError as error:
             done, is_mended = f"refused: {error.message}", False
+            lacking = BlockId(error.block_id) if isinstance(error, BlockMissing) else None
         finally:
             self._store.end(lease)
-        return _row_verdict(record, done, is_mended=is_mended)
+        return _row_verdict(record, done, is_mended=is_mended), lacking
 
     def _demand(self, lease: Lease, packed: bytes) -> None:
         ids = split_ids(packed)

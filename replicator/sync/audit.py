@@ -55,6 +55,8 @@ class Audited:
 
 _VIEWS_BLOCKS_MAX: Final = 12_000_000
 """Blocks in the views that are kept: some 200 MB. The newest one is kept whatever its size."""
+VIEWS_MAX: Final = 256
+"""Views that are kept, small ones too: a peer may ask about an empty snapshot under ever new nonces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +98,9 @@ class Auditor:
         walked, and what the protocol raises if the peer makes no sense.
         """
         began = trio.current_time()
-        nonce = None if fresh else self._nonces.get(record.snapshot_id)
-        if nonce is None:
-            nonce = self._nonces[record.snapshot_id] = self._entropy.token(16)
+        nonce = (None if fresh else self._nonces.get(record.snapshot_id)) or self._entropy.token(16)
         view = await self._view(record, nonce)
+        self._nonces[record.snapshot_id] = nonce
         machine = Reconciliation(view.frozen, snapshot_id=record.snapshot_id, nonce=nonce)
         first, *rest = await self._offload.run(machine.start)
         try:
@@ -141,8 +142,12 @@ class Auditor:
                 needed = await self._needed(record)
                 view = await self._offload.run(self._build, needed, record.snapshot_id, nonce, holes)
             self._views[key] = view
-            while len(self._views) > 1 and sum(one.blocks for one in self._views.values()) > _VIEWS_BLOCKS_MAX:
-                self._views.popitem(last=False)
+            while len(self._views) > 1 and (
+                len(self._views) > VIEWS_MAX or sum(one.blocks for one in self._views.values()) > _VIEWS_BLOCKS_MAX
+            ):
+                (snapshot_id, old), _ = self._views.popitem(last=False)
+                if self._nonces.get(snapshot_id) == old:
+                    del self._nonces[snapshot_id]
             return view
 
     async def _needed(self, record: SnapshotRecord) -> Packed:

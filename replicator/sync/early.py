@@ -40,8 +40,6 @@ from replicator.store.ports import BlockStore, Lease, SealedBlock
 from replicator.sync.fetch import prove_and_append
 from replicator.sync.incoming import PaceKeeper, lacking_bits, lacking_ids
 
-EARLY_FROM: Final = 4 * 1024 * 1024
-"""A snapshot that adds less is over before a second question would be answered."""
 QUEUE_BYTES_MAX: Final = 32 * 1024 * 1024
 """What may wait for one peer: some batches of the snapshot. Beyond it, blocks are left to the ordinary offer."""
 _BATCH_BYTES: Final = 4 * 1024 * 1024
@@ -50,6 +48,8 @@ _BATCH_FRAMES: Final = 8
 """On a slow line frames are small, and so is what has to leave before somebody else may have the line."""
 _JOIN_BELOW: Final = 32 * 1024
 """Smaller blocks are joined before they are encrypted: a call for each costs more than copying it."""
+_REPORTS_MAX: Final = 64
+"""Snapshots of which a link remembers what went ahead of them."""
 _LAST_S: Final = 5.0
 """How long after the snapshot the last blocks may take to leave."""
 _STORE_BYTES: Final = 4 * 1024 * 1024
@@ -70,11 +70,13 @@ class EarlySender:
         volume_id: VolumeId,
         snapshot_id: SnapshotId,
         pace: Callable[[], AbstractContextManager[None]],
+        from_bytes: int,
     ) -> None:
         self._link = link
         self._volume_id = volume_id
         self._snapshot_id = snapshot_id
         self._pace = pace
+        self._from_bytes = from_bytes
         self._lock = threading.Lock()
         self._waiting: deque[SealedBlock] = deque()
         self._bytes = 0
@@ -126,7 +128,7 @@ class EarlySender:
                 get_logger().info("early.sent", peer=name, blocks=self.blocks, block_bytes=self.sealed_bytes)
 
     async def _run(self) -> None:
-        while self._bytes < EARLY_FROM:
+        while self._bytes < self._from_bytes:
             if self._is_ended:
                 return
             await self._more()
@@ -144,6 +146,8 @@ class EarlySender:
             finally:
                 # Before the turn ends: the sync that has it next says in its report what came before it.
                 link.sent_ahead[self._snapshot_id] = (self.blocks, self.sealed_bytes)
+                while len(link.sent_ahead) > _REPORTS_MAX:  # Of snapshots that were never brought over after all.
+                    link.sent_ahead.pop(next(iter(link.sent_ahead)))
 
     async def _talk(self, stream: Stream) -> None:
         asked: deque[list[SealedBlock]] = deque()

@@ -13,8 +13,8 @@ If the site that offers goes in the middle, others may have what is left: `Recei
 them alone. They need not tell a difference; the signed root and the blocks are enough (`descent.py`).
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -33,12 +33,13 @@ from replicator.catalog.manifest.nodes import Shape, decode_node
 from replicator.catalog.manifest.walk import closure
 from replicator.catalog.model import Snapshot
 from replicator.catalog.records import Signer, SnapshotRecord, open_record
-from replicator.core.errors import ManifestDamaged, Unreachable
+from replicator.core.errors import BlockMissing, ManifestDamaged, Unreachable
 from replicator.core.logging import get_logger
 from replicator.core.nursery import open_work_nursery
 from replicator.core.ports import Offload, WallClock
 from replicator.net.link import Link, Stream
 from replicator.store.ports import BlockReader, BlockStore, Lease
+from replicator.sync.bases import Bases
 from replicator.sync.descent import descend
 from replicator.sync.difference import DifferenceReader
 from replicator.sync.fetch import Fetcher
@@ -76,6 +77,7 @@ class Receiver:
 
     def __init__(self, ports: ReceiverPorts) -> None:
         self._ports = ports
+        self._bases = Bases(ports.store, ports.offload)
         self._locks: dict[SnapshotId, trio.Lock] = {}
 
     async def offered(self, stream: Stream, request: Message) -> None:
@@ -83,11 +85,8 @@ class Receiver:
         assert isinstance(request, OfferSnapshot)
         record = open_record(request.record)
         self._ports.catalog.check_owner(record)
-        lock = self._locks.setdefault(record.snapshot_id, trio.Lock())
-        async with lock:
+        async with self._turn(record.snapshot_id):
             report = await self.obtain(stream, record, request)
-        if not lock.statistics().tasks_waiting:
-            self._locks.pop(record.snapshot_id, None)
         self._ports.catalog.expect(record.volume_id, stream.peer, every_s=request.every_s)
         await stream.send(report)
         await stream.send(self._receipt(record), end=True)
@@ -96,7 +95,7 @@ class Receiver:
         """Get a snapshot that nobody has offered: the same, but that the wish is ours. Raises as `offered` does."""
         record = open_record(signed)
         self._ports.catalog.check_owner(record)
-        async with self._locks.setdefault(record.snapshot_id, trio.Lock()):
+        async with self._turn(record.snapshot_id):
             report = await self.obtain(teller, record, OfferSnapshot(record=signed, every_s=0, job=job))
         return report, self._receipt(record)
 
@@ -107,12 +106,23 @@ class Receiver:
         """
         ports, record = self._ports, open_record(signed)
         ports.catalog.check_owner(record)
-        async with self._locks.setdefault(record.snapshot_id, trio.Lock()):
+        async with self._turn(record.snapshot_id):
             others = [link for link in ports.holders(record.volume_id) if link.peer != without]
             if not others and not ports.catalog.has_snapshot(record.snapshot_id):
                 raise Unreachable(f"No other site that is linked holds anything of {record.volume_name}.")
             report = await self._receive(None, others, record, signed, job=job, tell=None)
         return report, self._receipt(record)
+
+    @asynccontextmanager
+    async def _turn(self, snapshot_id: SnapshotId) -> AsyncIterator[None]:
+        """One receive of a snapshot at a time, however it ends."""
+        lock = self._locks.setdefault(snapshot_id, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked() and not lock.statistics().tasks_waiting:
+                self._locks.pop(snapshot_id, None)
 
     def _receipt(self, record: SnapshotRecord) -> Receipt:
         received_ns = self._ports.catalog.snapshot(record.snapshot_id).received_ns
@@ -138,7 +148,7 @@ class Receiver:
         lease = ports.store.begin(f"receive {record.volume_name} from {who}")
         began = trio.current_time()
         try:
-            session = _Session(sender, others, record, ports=ports, lease=lease)
+            session = _Session(sender, others, record, ports=ports, bases=self._bases, lease=lease)
             if ports.catalog.has_snapshot(record.snapshot_id):
                 await session.check_if_damaged()
                 return session.report()
@@ -205,9 +215,11 @@ class _Session:
         record: SnapshotRecord,
         *,
         ports: ReceiverPorts,
+        bases: Bases,
         lease: Lease,
     ) -> None:
         self._sender = sender
+        self._bases = bases
         self._record = record
         self._ports = ports
         self._lease = lease
@@ -230,7 +242,12 @@ class _Session:
     async def receive(self) -> None:
         """Everything up to, and without, publishing. Raises on the first thing that is not as announced."""
         assert self._sender is not None
-        root = await self._read_difference(self._sender)
+        try:
+            root = await self._read_difference(self._sender)
+        except BlockMissing as error:
+            if self._base:  # Ours, then: what the other side cannot read it says otherwise.
+                self._bases.note(BlockId(self._base), error.block_id)
+            raise
         await self._fetch_rest()
         await self._store_nodes()
         if root != self._record.root:
@@ -281,6 +298,8 @@ class _Session:
     async def _read_difference(self, sender: Link) -> BlockId:
         record, ports = self._record, self._ports
         held = self._held()
+        for root in await self._bases.unfit(held):
+            del held[root]
         request = WantDiff(snapshot_id=record.snapshot_id, have_roots=b"".join(held))
         self._round_trips += 1
         async with sender.open(request, lane=Lane.SYNC) as stream:

@@ -17,9 +17,11 @@ from protocol.messages.snapshots import DiffBase, ListSnapshots, SnapshotList, W
 from protocol.wire.envelope import Buffer, walk
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.manifest.walk import diff, entries
+from replicator.core.errors import BlockMissing
 from replicator.core.ports import Offload
 from replicator.net.link import Stream
 from replicator.store.ports import BlockReader, BlockStore, Fault, SealedRuns
+from replicator.sync.bases import Bases
 from replicator.sync.difference import Change, to_messages
 
 Heal = Callable[[Sequence[Fault]], Awaitable[None]]
@@ -41,6 +43,7 @@ class Server:
         self._reader = reader
         self._offload = offload
         self._heal = heal
+        self._bases = Bases(store, offload)
 
     async def want_diff(self, stream: Stream, request: Message) -> None:
         """From the first of the receiver's roots that we know too, or from nothing."""
@@ -50,14 +53,21 @@ class Server:
             return
         record = self._catalog.snapshot(request.snapshot_id).record
         ours = {snapshot.record.root for snapshot in self._catalog.snapshots(record.volume_id)}
-        base = next((root for root in split_ids(request.have_roots) if root in ours), None)
+        shared = [root for root in split_ids(request.have_roots) if root in ours]
+        unfit = await self._bases.unfit(shared)
+        base = next((root for root in shared if root not in unfit), None)
         await stream.send(DiffBase(base_root=base or b""))
         if base is None:
             changes: AsyncIterator[Change] = entries(self._reader, record.root, record.shape)
         else:
             changes = diff(self._reader, base, record.root, record.shape)
-        async for message in to_messages(changes, record.shape):
-            await stream.send(message)
+        try:
+            async for message in to_messages(changes, record.shape):
+                await stream.send(message)
+        except BlockMissing as error:
+            if base is not None:
+                self._bases.note(base, error.block_id)
+            raise
         await stream.send(DiffBase(base_root=record.root), end=True)
 
     async def want_blocks(self, stream: Stream, request: Message) -> None:

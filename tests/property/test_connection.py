@@ -382,3 +382,18 @@ def test_two_ends_that_do_anything_never_break_a_rule_or_lose_a_byte(seed: int) 
             talk.finish()
         except ProtocolError as error:  # pragma: no cover
             pytest.fail(f"an honest peer was accused: {error!r}")
+
+
+def test_what_waited_for_a_line_that_is_gone_is_let_go_of_and_counted_on() -> None:
+    pair = open_pair()
+    dialer = pair.sides[DIALER]
+    stream = dialer.open_stream(WANT, lane=Lane.SYNC, end=False)
+    dialer.send_blocks(stream, [bytes(100_000)])
+    sent = dialer.statistics().bytes_out
+    dialer.forget()
+    left = dialer.statistics()
+    assert (left.queued_bytes, left.streams_open, left.bytes_out) == (0, 0, sent)
+    assert not dialer.is_open(stream) and dialer.next_lane() is None
+    dialer.grant(stream, 1)
+    dialer.reset(stream, ErrorCode.CANCELLED, "")
+    assert dialer.statistics().queued_bytes == 0

@@ -6,35 +6,37 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from protocol.limits import MIB
 from replicator.catalog.model import Snapshot
 from replicator.core.errors import BlockMissing, ReplicatorError
 from replicator.testing.site import MemorySite
-from tests.simulation.mishaps import has_other_copy, is_sound
+from tests.simulation.damage import has_other_copy, is_sound
+from tests.simulation.memory import check_at_rest, check_queues
 from tests.simulation.model import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-_QUEUED_MAX = 6 * MIB
-"""A link's own bound a stream, and the frames that are being made."""
 _BRIEFLY_S = 30.0
-_PENDING_MAX = 64 * 1024 * 1024
 
 
 def check_always(world: World) -> None:
-    """Memory stays inside its bounds. Raises `Violation`."""
+    """Memory stays inside its bounds, and what is held is there, whatever the clocks say. Raises `Violation`."""
     for site in world.sites:
-        if not site.is_up:
-            continue
-        for link in site.node.mesh.connected():
-            for stream in list(link._streams.values()):
-                queued = link.connection.queued_bytes(stream.number) if link.connection.is_open(stream.number) else 0
-                if queued > _QUEUED_MAX:
-                    raise Violation(f"{site.name} has {queued} bytes queued on one stream to {link.name}")
-        assert site.machine.store is not None
-        if site.machine.store.pending_bytes() > _PENDING_MAX:
-            raise Violation(f"{site.name} has {site.machine.store.pending_bytes()} bytes that were never committed")
+        if site.is_up:
+            check_queues(site)
+            _check_holds(world, site)
+
+
+def _check_holds(world: World, site: MemorySite) -> None:
+    held = world.model(site).held
+    if not held:
+        return
+    here = {snapshot.snapshot_id for snapshot in site.catalog.snapshots() if snapshot.held}
+    for name in held:
+        if name not in here:
+            raise Violation(f"{site.name} no longer has {name.hex()[:8]}, which is held, or has forgotten that it is")
+    if site.machine.clock.skew_s:
+        world.sometimes("held under a wrong clock")
 
 
 async def check_quiet(world: World) -> None:
@@ -46,6 +48,7 @@ async def check_quiet(world: World) -> None:
         await _check_restores(world, site)
         await _check_audit(world, site)
         await _check_rest(site)
+        check_at_rest(site)
     await _check_convergence(world)
 
 
@@ -166,6 +169,8 @@ async def _check_convergence(world: World) -> None:
                 if other is None or other.catalog.has_snapshot(snapshot.snapshot_id):
                     continue
                 model = world.model(other)
+                if _may_be_pruned(world, other, snapshot):
+                    continue  # It came home while a peer did not know yet that this is its home, and was signed for.
                 if snapshot.snapshot_id not in model.deleted and not model.lost_catalogs:
                     raise Violation(f"{other.name} has signed for {_name(snapshot)} of {site.name} and lacks it")
 

@@ -4,27 +4,30 @@ A simulation that finds nothing may be a good product or a blind simulation. Eac
 one guard away, as a careless change would, and says within how many seeds that has to show.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from unittest.mock import patch
 
 import lz4.block
+import trio
 
-from protocol.ids import BlockId
+from protocol.ids import BlockId, SnapshotId
 from protocol.wire.envelope import HEADER_BYTES, Buffer, Codec, Header, parse_header
 from protocol.wire.hashing import Kind, block_id
 from replicator.catalog.catalog import Catalog
+from replicator.catalog.model import Protection
 from replicator.core.throttle import TokenBucket
 from replicator.jobs import pruning as pruning_module
 from replicator.jobs.collection import CollectionJobs
+from replicator.jobs.scheduler import Scheduler
 from replicator.repair.ask import Healer
 from replicator.repair.scrub import Scrubber
 from replicator.store.leases import Leases
 from replicator.store.ports import Lease
 from replicator.sync.publish import store_record
-from replicator.sync.receive import _Session
+from replicator.sync.receive import Receiver, _Session
 from replicator.testing.blocks import MachineStore
 from tests.simulation.plan import Faults, make_plan
 from tests.simulation.world import Outcome, run_plan
@@ -84,6 +87,25 @@ async def _careless(self: Scrubber, faults: Any) -> None:
     return None
 
 
+@asynccontextmanager
+async def _turn_without_end(self: Receiver, snapshot_id: SnapshotId) -> AsyncIterator[None]:
+    async with self._locks.setdefault(snapshot_id, trio.Lock()):
+        yield
+
+
+def _forget_holds(self: Scheduler, protection: Protection, now: int) -> None:
+    """What a rule that counts in days might do when a clock leaps."""
+    if now > _FAR_NS:
+        with self._catalog.db.write() as connection:
+            connection.execute("UPDATE snapshots SET held = ''")
+    _SUBMIT(self, protection, now)
+
+
+_SUBMIT = Scheduler._submit_snapshot
+_FAR_NS: Final = 1_767_225_600 * 10**9 + 3600 * 10**9
+"""Later than any world lasts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Control:
     """A guard that is taken away."""
@@ -135,6 +157,12 @@ CONTROLS: Final[dict[str, Control]] = {
         20,
         Faults(),
         _HOLDING,
+    ),
+    "a receive that leaves something behind": Control(
+        lambda: [patch.object(Receiver, "_turn", _turn_without_end)], 10, Faults(cuts=3)
+    ),
+    "a clock that ends holds": Control(
+        lambda: [patch.object(Scheduler, "_submit_snapshot", _forget_holds)], 20, Faults(clock_jumps=3), _HOLDING
     ),
     "a bandwidth rule that counts nothing": Control(
         lambda: [patch.object(TokenBucket, "take", _nothing)], 10, Faults()

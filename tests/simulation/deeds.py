@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from protocol.ids import BlockId
+from protocol.wire.hashing import Kind
 from replicator.api.schema import ThrottleRequest
 from replicator.catalog.model import Snapshot
 from replicator.core.errors import Held
 from replicator.testing.site import MemorySite
+from tests.simulation.damage import has_other_copy, is_sound
 from tests.simulation.plan import Step
 
 if TYPE_CHECKING:
@@ -75,10 +78,37 @@ def _job(kind: str, **args: Any) -> Deed:
 
 async def _audit(world: World, step: Step) -> None:
     site, other = world.site(step.site), world.site(step.other)
-    if (snapshot := chosen(site, step)) is not None:
-        await world.attempt(
-            site, "audit", lambda: site.job("audit", snapshot=snapshot.snapshot_id.hex(), peer=other.name)
-        )
+    if (snapshot := chosen(site, step)) is None:
+        return
+    if other.is_up:  # Preferably one that both have, or there is nothing to compare.
+        both = [one for one in site.catalog.snapshots() if other.catalog.has_snapshot(one.snapshot_id)]
+        snapshot = both[step.pick % len(both)] if both else snapshot
+    name = snapshot.snapshot_id.hex()
+    if world.plan.faults.rots and step.pick % 2 and site.is_up and other.is_up:
+        await _audit_in_a_scrub(world, site, other, snapshot)
+        return
+    await world.attempt(site, "audit", lambda: site.job("audit", snapshot=name, peer=other.name))
+
+
+def _is_data(site: MemorySite, block: BlockId) -> bool:
+    return site.machine.disk.kind(block) == Kind.DATA
+
+
+async def _audit_in_a_scrub(world: World, site: MemorySite, other: MemorySite, snapshot: Snapshot) -> None:
+    """Somebody compares while the other site finds that a block is broken, and asks around for a sound copy."""
+    data = [one for one in world.needs.of(snapshot, world.sites) if is_sound(other, one) and _is_data(other, one)]
+    for block in data[-3:]:
+        if has_other_copy(world, other, block):
+            world.model(other).damaged.add(block)
+            other.rot(block)
+
+    async def compare() -> None:
+        for _ in range(6):
+            await site.job("audit", snapshot=snapshot.snapshot_id.hex(), peer=other.name, fresh=True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.attempt, other, "scrub", lambda: other.job("scrub"))
+        await world.attempt(site, "audits", compare)
 
 
 async def _hold(world: World, step: Step) -> None:

@@ -19,6 +19,8 @@ SOMETIMES: Final[dict[str, str]] = {
     "received from nothing": "a first copy",
     "received from a base": "a difference",
     "received without a block": "the receiver had all of it",
+    "sent ahead": "blocks went while their snapshot was still being taken",
+    "sent ahead and stopped": "and the line broke, or the peer could not take them",
     "finished by others": "whoever offered it was gone",
     "passed on": "a copy went on to a third site",
     "pulled": "a sync that fetched",
@@ -64,6 +66,7 @@ SOMETIMES: Final[dict[str, str]] = {
     "collection gave up": "a mark could not read something, and nothing was let go",
     "pruned": "a keep rule let a snapshot go",
     "hold refused a delete": "a held snapshot was to be deleted",
+    "held under a wrong clock": "a held snapshot while its site's clock was hours or years off",
     "deleted": "an operator deleted a snapshot",
     "revoked": "a peer was trusted no more",
     "turned away": "a site that is trusted no more knocked",
@@ -88,6 +91,8 @@ SOMETIMES: Final[dict[str, str]] = {
 }
 
 FROM_LOG: Final[dict[str, str]] = {
+    "early.sent": "sent ahead",
+    "early.stopped": "sent ahead and stopped",
     "repair.served": "repair served",
     "repair.peer_lied": "repair refused",
     "pair.refused": "code used twice",

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from protocol.errors import ProtocolError
 from protocol.ids import BlockId
-from protocol.wire.envelope import Buffer, unseal, walk
+from protocol.wire.envelope import Buffer, walk
 from protocol.wire.hashing import Kind
 from replicator.core.errors import ReplicatorError
 from replicator.store.ports import SealedRuns
 from replicator.testing.network import Path
 from replicator.testing.site import MemorySite
+from tests.simulation.damage import has_other_copy, is_sound
 from tests.simulation.deeds import delete
 from tests.simulation.plan import Step
 
@@ -194,23 +194,6 @@ async def _jump(world: World, step: Step) -> None:
 
 
 # -- the disks --------------------------------------------------------------------------------
-
-
-def is_sound(site: MemorySite, block: BlockId) -> bool:
-    """Whether a good copy lies on the site's disk: judged here, not by its store."""
-    sealed = site.machine.disk.sealed(block)
-    if sealed is None:
-        return False
-    try:
-        header, _ = unseal(sealed)
-    except ProtocolError:
-        return False
-    return header.block_id == block
-
-
-def has_other_copy(world: World, site: MemorySite, block: BlockId) -> bool:
-    """Whether a site that this one can ask has a good copy."""
-    return any(is_sound(other, block) for other in world.sites if (site.name, other.name) in world.known_pairs())
 
 
 async def _damage(world: World, step: Step, *, kinds: Sequence[int], loses: bool) -> None:

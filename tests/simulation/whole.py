@@ -19,7 +19,7 @@ from replicator.catalog.manifest.walk import closure
 from replicator.catalog.model import Snapshot
 from replicator.core.errors import BlockMissing
 from replicator.testing.site import MemorySite
-from tests.simulation.mishaps import has_other_copy, is_sound
+from tests.simulation.damage import has_other_copy, is_sound
 from tests.simulation.model import Violation
 
 if TYPE_CHECKING:

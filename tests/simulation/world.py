@@ -238,6 +238,8 @@ class World:
                 "rate_out": f"{rate}B/s" if rate else "none",
                 "rate_in": f"{rate_in}B/s" if rate_in else "none",
                 "gc_grace": "30s",
+                # Half of them send blocks ahead of snapshots as small as those of a world.
+                "ahead_from": "6KiB" if number % 2 else "4MiB",
             }
             if number in self.plan.old:
                 self.held_back.add(name)

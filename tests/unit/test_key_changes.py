@@ -1,15 +1,19 @@
 """Changing keys in a mesh: once, twice, with restarts, among sites that all know each other."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import structlog
 import trio
 
-from replicator.api.schema import SyncRequest
-from replicator.catalog.model import Succession
-from replicator.core.errors import StoreFull
+from protocol.ids import BlockId, split_ids
+from protocol.wire.hashing import Kind
+from replicator.api.schema import PolicyRequest, SyncRequest
+from replicator.catalog.manifest.walk import closure
+from replicator.catalog.model import Snapshot, Succession
+from replicator.core.errors import JobError, StoreFull
 from replicator.testing import MemoryMesh, MemorySite, run_in_virtual_time
 from replicator.testing.power import PowerCut
 
@@ -244,3 +248,57 @@ def test_what_a_person_gives_up_of_it_is_collected() -> None:
         assert len(cabin.catalog.snapshots()) == 1
 
     in_a_mesh(test)
+
+
+def test_a_record_that_rots_before_its_key_is_known_again_stops_the_collection_until_it_is_healed() -> None:
+    async def test(mesh: MemoryMesh, sites: list[MemorySite]) -> None:
+        home, cabin, _ = sites
+        snapshots = await _both_keys_at_cabin(sites)
+        entered = {one.record_block for one in cabin.catalog.snapshots()}
+        [stray] = [
+            block for block in cabin.blocks() if cabin.machine.disk.kind(block) == Kind.RECORD and block not in entered
+        ]
+        cabin.rot(stray)
+        await cabin.job("scrub")
+        with pytest.raises(JobError, match="nothing is collected"):
+            await cabin.job("gc", grace_s=0, confirmed=True)
+        await home.start()
+        await mesh.pair(home, cabin)
+        await trio.sleep(60)
+        await cabin.job("gc", grace_s=0, confirmed=True)
+        assert sorted(one.snapshot_id.hex() for one in cabin.catalog.snapshots()) == sorted(snapshots)
+
+    in_a_mesh(test)
+
+
+@pytest.mark.parametrize("kind", [Kind.NODE, Kind.DATA])
+def test_a_block_that_breaks_before_the_key_is_known_again_does_not_cost_the_snapshot(kind: Kind) -> None:
+    async def test(mesh: MemoryMesh, sites: list[MemorySite]) -> None:
+        home, cabin, attic = sites
+        snapshots = await _both_keys_at_cabin(sites)
+        [entered] = cabin.catalog.snapshots()
+        needed = set(await _needed(cabin, entered))
+        ours = [one for one in cabin.blocks() if one not in needed and cabin.machine.disk.kind(one) == kind]
+        assert ours
+        cabin.rot(ours[0])
+        await cabin.job("scrub")
+        await mesh.pair(attic, cabin)  # It tells of the key, and has none of the blocks.
+        await trio.sleep(10)
+        with suppress(JobError):
+            await cabin.job("gc", grace_s=0, confirmed=True)
+        await home.start()
+        await mesh.pair(home, cabin)
+        cabin.view.mesh.set_rights("home", PolicyRequest(deny=["offer"]))  # It mends, and does not send all again.
+        await trio.sleep(60)
+        await cabin.job("gc", grace_s=0, confirmed=True)
+        assert sorted(one.snapshot_id.hex() for one in cabin.catalog.snapshots()) == sorted(snapshots)
+
+    in_a_mesh(test)
+
+
+async def _needed(site: MemorySite, snapshot: Snapshot) -> list[BlockId]:
+    record = snapshot.record
+    found: list[BlockId] = []
+    async for _, packed in closure(site.node.parts.reader, record.root, record.shape):
+        found += split_ids(packed)
+    return found

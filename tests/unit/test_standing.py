@@ -20,6 +20,7 @@ from replicator.index.shelf import Shelf, common, sorted_set
 from replicator.jobs.audit import AuditJobs
 from replicator.jobs.runner import JobContext
 from replicator.monitor.metrics import render_metrics
+from replicator.sync import audit
 from tests.support.clocks import FakeWallClock
 from tests.support.nodes import Site, a_pair, open_site, running, trust, write_tree
 from tests.support.store import damage
@@ -266,6 +267,21 @@ async def test_a_second_comparison_of_a_snapshot_walks_and_sums_nothing(tmp_path
         assert (again.blocks, again.shared, again.peer_lacks, again.we_lack) == (first.blocks, first.blocks, [], 0)
         await home.parts.auditor.compare(link, snapshot.record, fresh=True)
         assert [len(one) for one in views] == [2, 2], "a fresh key makes both sides look anew"
+
+
+async def test_a_peer_that_asks_under_ever_new_keys_does_not_fill_our_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "VIEWS_MAX", 3)
+    folder = write_tree(tmp_path / "data", files=1, size=KIB)
+    async with a_pair(tmp_path) as (home, cabin):
+        snapshot = await home.take(home.protect(folder))
+        await home.send(snapshot, cabin)
+        link = await home.link_to(cabin)
+        for _ in range(6):
+            await home.parts.auditor.compare(link, snapshot.record, fresh=True)
+        for one in (home.parts.auditor, cabin.parts.auditor):
+            assert len(one._views) == 3 and len(one._nonces) <= 3
 
 
 async def test_a_block_that_is_quarantined_shows_in_the_next_comparison(tmp_path: Path) -> None:

@@ -74,6 +74,22 @@ def test_a_small_snapshot_is_only_offered(monkeypatch: pytest.MonkeyPatch) -> No
     run_in_virtual_time(story, seed=1)
 
 
+def test_a_site_may_be_told_to_send_small_snapshots_ahead_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = count_early(monkeypatch)
+
+    async def story() -> None:
+        async with MemoryMesh() as mesh:
+            home, cabin = await mesh.add("home", ahead_from="64KiB"), await mesh.add("cabin")
+            await mesh.pair(home, cabin)
+            home.sources[PATH] = content(2, 1024 * 1024)
+            snapshot = await home.snapshot(home.protect(PATH, to=["cabin"]))
+            await home.wait_held(snapshot, by=cabin)
+            assert await cabin.restore(snapshot) == content(2, 1024 * 1024)
+        assert len(asked) == 1
+
+    run_in_virtual_time(story, seed=1)
+
+
 @pytest.mark.parametrize("why", ["paused", "cron", "another volume", "only a tag"])
 def test_nothing_goes_ahead_of_a_sync_that_would_not_bring_it_over_now(
     monkeypatch: pytest.MonkeyPatch, why: str

@@ -49,6 +49,7 @@ PEER: Final = SiteId(b"\x07" * 32)
 LIVES_AT_ONCE: Final = 32
 _HURRY_S: Final = 5.0
 _END_S: Final = 30.0
+_TOLD_EVERY: Final = 250_000
 _INTS: Final = (0, 1, 2, 3, 5, 7, 31, 32, 36, 56, 57, 255, 4096, 2**20, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1)
 
 
@@ -356,9 +357,14 @@ def _rss() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-async def fuzz(folder: Path, *, frames: int, seed: int, most: int = 120) -> Report:
-    """Let a hostile peer say about so many frames to a real site. Everything follows from the seed but the timing."""
-    report = Report()
+async def fuzz(
+    folder: Path, *, frames: int, seed: int, most: int = 120, tell: Callable[[Report], None] | None = None
+) -> Report:
+    """Let a hostile peer say about so many frames to a real site. Everything follows from the seed but the timing.
+
+    `tell` hears of the figures so far at every `_TOLD_EVERY` frames: a night that is cut short has said something too.
+    """
+    report, told = Report(), 0
     with open_site(folder / "home", "home") as site:
         data = write_tree(folder / "data", files=20, size=3000)
         snapshot = await site.take(site.protect(data))
@@ -373,11 +379,15 @@ async def fuzz(folder: Path, *, frames: int, seed: int, most: int = 120) -> Repo
         before, rss = _state(site), 0
 
         async def worker() -> None:
-            nonlocal rss
+            nonlocal rss, told
             while report.frames < frames:
                 await live(site, words, report, meter, most=most)
                 if not rss and report.frames > min(frames // 5, 20_000):
                     rss = _rss()
+                if tell is not None and report.frames - told >= _TOLD_EVERY:
+                    told = report.frames
+                    report.rss_growth_bytes = _rss() - rss
+                    tell(report)
 
         meter = Meter(report)
         async with trio.open_nursery() as nursery:
@@ -402,6 +412,20 @@ async def _run_jobs(site: Site, task_status: trio.TaskStatus[None]) -> None:
 def quiet() -> None:
     """What is refused is logged a thousand times a second."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
+def figures(report: Report) -> str:
+    """One line of them."""
+    return (
+        f"{report.frames:,} frames in {report.lives:,} lives, {report.ended_by_node:,} ended by the node; "
+        f"slowest frame {report.slowest_frame_s * 1e3:.1f} ms, answer {report.slowest_answer_s * 1e3:.1f} ms, "
+        f"collection {report.slowest_collection_s * 1e3:.1f} ms of CPU; "
+        f"memory grew by {report.rss_growth_bytes / 2**20:.1f} MiB"
+    )
+
+
+def _tell(report: Report) -> None:
+    print(f"so far: {figures(report)}; {time.process_time():.0f} s of CPU, {len(report.bugs)} mistakes", flush=True)
 
 
 _FRAME_S: Final = 0.05
@@ -433,13 +457,8 @@ def main() -> None:
     quiet()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        report = trio.run(lambda: fuzz(Path(folder), frames=chosen.frames, seed=chosen.seed))
-    print(
-        f"{report.frames:,} frames in {report.lives:,} lives, {report.ended_by_node:,} ended by the node; "
-        f"slowest frame {report.slowest_frame_s * 1e3:.1f} ms, answer {report.slowest_answer_s * 1e3:.1f} ms, "
-        f"collection {report.slowest_collection_s * 1e3:.1f} ms of CPU; "
-        f"memory grew by {report.rss_growth_bytes / 2**20:.1f} MiB"
-    )
+        report = trio.run(lambda: fuzz(Path(folder), frames=chosen.frames, seed=chosen.seed, tell=_tell))
+    print(figures(report))
     missed = failings(report)
     for name, bomb in BOMBS.items():
         cost_s = cost_of_refusing(bomb)

@@ -291,6 +291,10 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
         with self.db.write() as connection:
             connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
+    def forget_fact(self, name: str) -> None:
+        with self.db.write() as connection:
+            connection.execute("DELETE FROM facts WHERE name = ?", (name,))
+
 
 def _peaks(text: str | None) -> dict[int, int]:
     return {int(hour): count for hour, count in json.loads(text or "{}").items()}

@@ -25,6 +25,8 @@ class JobContext:
     kind: str
     args: dict[str, Any]
     progress: Progress
+    is_again: bool = False
+    """Whether it had begun already when the node stopped, or was killed."""
 
 
 Executor = Callable[[JobContext], Awaitable[dict[str, Any]]]
@@ -55,6 +57,7 @@ class JobRunner:
         self._kinds = kinds
         self._clock = clock
         self._nursery: trio.Nursery | None = None
+        self._is_over = False
         self._contexts: dict[str, JobContext] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
         self._turns = Turns()
@@ -62,12 +65,15 @@ class JobRunner:
 
     async def run(self, *, started: trio.Event) -> None:
         """Take up what an earlier run left unfinished, and then whatever is submitted, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            for row in self._history.unfinished():
-                self._start(row)
-            started.set()
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                for row in self._history.unfinished():
+                    self._start(row)
+                started.set()
+                await trio.sleep_forever()
+        finally:
+            self._is_over = True
 
     def submit(self, kind: str, args: dict[str, Any], *, job_id: str) -> JobView:
         """Enter a job durably and start it. Raises `UsageError` for a kind that there is not."""
@@ -84,7 +90,11 @@ class JobRunner:
 
     def _start(self, row: JobRow) -> None:
         assert self._nursery is not None, "jobs are submitted while the runner runs"
-        context = JobContext(row.job_id, row.kind, row.args, Progress(clock=self._clock))
+        if self._is_over:
+            return  # The node is going down: the job is taken up at the next start.
+        context = JobContext(
+            row.job_id, row.kind, row.args, Progress(clock=self._clock), is_again=row.state == "running"
+        )
         self._contexts[row.job_id] = context
         self._scopes[row.job_id] = trio.CancelScope()
         self._ended[row.job_id] = trio.Event()

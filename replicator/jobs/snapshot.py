@@ -21,6 +21,8 @@ from replicator.store.ports import Lease
 from replicator.sync.publish import publish_snapshot, store_record
 
 _LISTED_MAX = 50
+_RUNS = "snapshot.runs:"
+"""And the job: how often it was begun anew. Gone when it is done."""
 
 
 class SnapshotJobs:
@@ -30,8 +32,14 @@ class SnapshotJobs:
         self._parts = parts
 
     async def run(self, context: JobContext) -> dict[str, Any]:
-        """The ids of the new snapshots derive from the job, so that a job that is run again takes none twice."""
+        """The ids of the new snapshots derive from the job, so that a job that is run again takes none twice.
+
+        And from how often it was run, so that no two records ever have one id: a run that was killed may have left a
+        record in the store that no catalogue knew. If the catalogue were lost later, it would be found there beside the
+        one that the peers hold, and whichever was entered first, the other would be refused for ever.
+        """
         parts = self._parts
+        runs = self._count_run(context)
         volumes = [parts.catalog.volume(bytes.fromhex(text)) for text in context.args["volumes"]]
         if not volumes:
             raise UsageError("Nothing is protected yet.", hint="Run `replicator protect PATH` first.")
@@ -42,9 +50,10 @@ class SnapshotJobs:
         try:
             async with sending_ahead(parts) as ahead:
                 for volume in volumes:
-                    snapshot_id = SnapshotId(_derived(context.job_id, volume.volume_id.hex()))
-                    if parts.catalog.has_snapshot(snapshot_id):
+                    ids = [_snapshot_id(context.job_id, volume, run) for run in range(runs + 1)]
+                    if any(map(parts.catalog.has_snapshot, ids)):
                         continue
+                    snapshot_id = ids[-1]
                     context.progress.detail = volume.name
                     early = ahead.of(volume, snapshot_id, self._tags(volume, context))
                     signed.append(await self._take(volume, snapshot_id, context, lease, system_id, len(volumes), early))
@@ -59,11 +68,21 @@ class SnapshotJobs:
             raise
         finally:
             parts.store.end(lease)
+        if runs:
+            parts.catalog.forget_fact(_RUNS + context.job_id)
         for volume in volumes:
             parts.catalog.note_protection_result(volume.volume_id, error="")
         pruned = sum(prune_volume(parts, volume) for volume in volumes)
         parts.wake_scheduler()
         return {"snapshots": results, "system_id": system_id.hex(), "pruned": pruned}
+
+    def _count_run(self, context: JobContext) -> int:
+        """How often the job was begun before: 0 for nearly all. Noted before anything can be stored."""
+        if not context.is_again:
+            return 0
+        runs = int(self._parts.catalog.fact(_RUNS + context.job_id) or 0) + 1
+        self._parts.catalog.set_fact(_RUNS + context.job_id, str(runs))
+        return runs
 
     async def _take(
         self,
@@ -135,6 +154,11 @@ def describe_taken(record: SnapshotRecord, taken: Taken) -> dict[str, Any]:
 
 def _text(path: bytes) -> str:
     return path.decode(errors="backslashreplace")
+
+
+def _snapshot_id(job_id: str, volume: Volume, run: int) -> SnapshotId:
+    again = f"/{run}" if run else ""
+    return SnapshotId(_derived(job_id, volume.volume_id.hex() + again))
 
 
 def _derived(job_id: str, what: str) -> bytes:

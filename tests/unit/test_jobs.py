@@ -204,3 +204,31 @@ async def test_a_job_that_is_cancelled_before_its_first_step_does_not_hold_up_th
         with trio.fail_after(10):
             assert (await bench.jobs.wait("next")).state == "done"
         assert (await bench.jobs.wait("cancelled")).state == "cancelled"
+
+
+async def test_a_job_that_was_running_when_the_node_was_killed_knows_that_it_runs_again(tmp_path: Path) -> None:
+    async with a_bench(tmp_path, for_ever) as bench:
+        bench.submit("begun")
+        await trio.testing.wait_all_tasks_blocked()
+    again: dict[str, bool] = {}
+
+    async def note(context: JobContext) -> dict[str, Any]:
+        again[context.job_id] = context.is_again
+        return {}
+
+    async with a_bench(tmp_path, note) as bench:
+        bench.submit("fresh")
+        for name in ("begun", "fresh"):
+            await bench.jobs.wait(name)
+    assert again == {"begun": True, "fresh": False}
+
+
+async def test_a_job_that_is_submitted_while_the_node_goes_down_waits_for_the_next_start(tmp_path: Path) -> None:
+    async with a_bench(tmp_path) as bench:
+        pass
+    history = JobHistory(tmp_path / "jobs.sqlite", clock=FakeWallClock())
+    bench.jobs._history = history
+    bench.submit("late")
+    history.close()
+    async with a_bench(tmp_path) as bench:
+        assert (await bench.jobs.wait("late")).state == "done"

@@ -10,16 +10,19 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.ids import SiteId, SnapshotId, VolumeId
+from protocol.wire.hashing import Kind
 from replicator.app.recovery import recover_snapshots
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.manifest.nodes import EMPTY_ROOTS, Shape
-from replicator.catalog.records import SnapshotRecord, sign_record
+from replicator.catalog.records import SnapshotRecord, open_record, sign_record
 from replicator.core.errors import CatalogError
 from replicator.core.ports import SystemClock
 from replicator.core.progress import Progress
+from replicator.jobs import snapshot as snapshot_jobs
 from replicator.jobs.care import CareJobs
 from replicator.jobs.collection import CollectionJobs
 from replicator.jobs.runner import JobContext
+from replicator.jobs.snapshot import SnapshotJobs
 from replicator.repair.unread import RecordsUnread
 from replicator.store.local import LocalStore
 from replicator.sync.publish import store_record
@@ -221,3 +224,34 @@ async def test_while_a_record_is_unread_nothing_is_collected_until_it_is_back_or
             await care(home, "gc", grace_s=0)
             assert home.holds(lost) and home.catalog.lost.unread() == []
             assert blocks <= home.block_ids()
+
+
+async def test_a_snapshot_that_was_cut_before_its_row_shares_its_id_with_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job runs again after a kill. Two records of one id: after a lost catalogue the one that no peer has was
+    entered, and every peer refused it for ever, as another snapshot of a known id."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with open_site(tmp_path / "home", "home") as site:
+        volume = site.protect(write_tree(tmp_path / "data", files=2, size=5000))
+        args = {"volumes": [volume.volume_id.hex()], "tags": []}
+        progress = Progress(clock=lambda: 0.0)
+        for is_again in (False, True):
+            with monkeypatch.context() as patch:
+                patch.setattr(snapshot_jobs, "publish_snapshot", killed)
+                with pytest.raises((Killed, BaseExceptionGroup)):
+                    await SnapshotJobs(site.parts).run(JobContext("a", "snapshot", args, progress, is_again=is_again))
+        for count in (1, 0):
+            done = await SnapshotJobs(site.parts).run(JobContext("a", "snapshot", args, progress, is_again=True))
+            assert len(done["snapshots"]) == count
+            site.catalog.set_fact("snapshot.runs:a", "2")  # Killed once more, after its row.
+        site.store.flush()
+        blocks = site.store.of_kind(Kind.RECORD)
+        ids = [open_record(bytes(body)).snapshot_id for body in site.store.read(blocks).sound.values()]
+        assert len(ids) == 3 and len(set(ids)) == 3

@@ -87,8 +87,12 @@ def _of_store(parts: Parts) -> Iterator[Alert]:
         )
         yield Alert("records_unread", "store", text, hint)
     if parts.catalog.fact(RECOVERED) and not parts.catalog.peers.all() and not parts.catalog.protections():
-        text = "The catalogue was lost. Its snapshots were found again; peers, schedules and syncs were not."
-        yield Alert("catalogue_rebuilt", "catalogue", text, "Pair again, and protect again what this site promised.")
+        text = (
+            "The catalogue was lost. Its snapshots were found again; peers, schedules, syncs and limits of `throttle` "
+            "were not: nothing but config.toml holds back traffic now."
+        )
+        hint = "Pair again, protect again what this site promised, and set the limits again."
+        yield Alert("catalogue_rebuilt", "catalogue", text, hint)
     unmended = [one for one in parts.scrubber.findings if not one["is_mended"] and one["what"] in _METADATA]
     for one in unmended[:_LISTED_MAX]:
         if one["what"] == "manifest" and one["cause"] in ("corrupt", "missing", "unreadable"):

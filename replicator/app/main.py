@@ -59,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 130
     except* BrokenPipeError:
         # Whoever read our output has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except* OSError as group:
         error = _first(group)
@@ -74,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bug = ReplicatorError(f"An internal error: {_first(group)!r}.", hint="Please report it with the lines above.")
         output.error(bug)
         code = bug.exit_code
+    _let_go_of_output()
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -101,6 +101,14 @@ def _prepare_streams() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _let_go_of_output() -> None:
+    """What could not be written was said above. Python would try once more at its end, and make that the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _command_of(app: Any, tokens: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.faults.flips import flip_bits
 from tests.faults.flushes import first_flushes
 from tests.faults.full_disk import cycle_full_disk
 from tests.faults.mesh import play_mesh
@@ -123,9 +124,16 @@ def full_disk(_: Stage, report: Report, rounds: int) -> None:
     }  # fmt: skip
 
 
+def flips(_: Stage, report: Report, rounds: int) -> None:
+    flipped = flip_bits(flips=rounds, seed=report.seed)
+    report.rounds = flipped.flips
+    report.problems += flipped.problems[:20]
+    report.facts["found by sums, and block by block"] = f"{flipped.by_sums}, {flipped.flips - flipped.by_sums}"
+
+
 MODES: dict[str, tuple[Callable[[Stage, Report, int], None], int]] = {
     "kill-points": (kill_points, 1500), "errors": (errors, 1000), "order": (order, 10_000), "power": (power, 1000),
-    "same-store": (same_store, 500), "full-disk": (full_disk, 20),
+    "same-store": (same_store, 500), "full-disk": (full_disk, 20), "flips": (flips, 10_000),
 }  # fmt: skip
 """Each with the rounds of a night."""
 

@@ -25,11 +25,18 @@ from replicator.jobs.runner import JobContext
 from replicator.jobs.snapshot import SnapshotJobs
 from replicator.store.local import LocalStore
 from replicator.store.ports import Cause, Fault
+from tests.faults.flips import flip_bits
 from tests.faults.judge import restore_all
 from tests.faults.work import STAYS, drop_ledger, scribble, tree_digest, volume_of
 from tests.support.blocks import ids_of, sealed_blocks
 from tests.support.nodes import write_state
 from tests.support.store import collect, damage, open_store, put, scrub
+
+
+def test_flipped_bits_are_all_found_and_none_is_served() -> None:
+    flipped = flip_bits(flips=200, seed=1)
+    assert flipped.problems == []
+    assert (flipped.flips, flipped.by_sums) == (200, 100)
 
 
 class Alone:

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from replicator.api.client import NodeClient, RemoteError
 from replicator.app.config import StateFolder
@@ -27,6 +29,26 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+_ASKING: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits: a process that is there and that nobody knows yet would be left behind, and so would its watcher."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Nothing interrupts other threads.
+        return
+    asked: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in _ASKING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt
 
 
 class Site:
@@ -56,9 +78,10 @@ class Site:
     def start(self) -> None:
         """`replicator up`, now and whenever it dies, until `stop` or `burn`."""
         self._wanted = True
-        self._spawn()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
+        with _uninterrupted():
+            self._spawn()
+            self._watcher = threading.Thread(target=self._watch, daemon=True)
+            self._watcher.start()
         self.client.get("/health")
 
     def _spawn(self) -> None:

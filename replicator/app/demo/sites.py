@@ -36,7 +36,7 @@ _ASKING: Final = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits: a process that is there and that nobody knows yet would be left behind, and so would its watcher."""
+    """Ctrl-C waits: a process that is there and that nobody knows yet would be left behind."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Nothing interrupts other threads.
         return

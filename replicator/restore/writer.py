@@ -23,6 +23,7 @@ from protocol.ids import ZERO_BLOCK, BlockId
 from protocol.limits import MIB
 from protocol.wire.envelope import Buffer
 from replicator.catalog.manifest.entries import Entry, key_path
+from replicator.core.direct import write_all
 from replicator.core.errors import TargetFull
 from replicator.restore.attributes import apply_named, apply_open
 from replicator.restore.folders import open_folder, open_or_make, split
@@ -176,12 +177,12 @@ class TreeWriter:
     def _put(self, file: _File, body: Buffer, length: int) -> None:
         if len(body) != length:
             raise OSError(f"a block has {len(body)} bytes where the snapshot says {length}")
-        pwrite_all(file.handle, body, file.at)
+        write_all(file.handle, [body], file.at)
         self.bytes_written += length
 
     def _put_zeros(self, file: _File, length: int) -> None:
         for at in range(0, length, len(_ZEROS)):
-            pwrite_all(file.handle, memoryview(_ZEROS)[: min(len(_ZEROS), length - at)], file.at + at)
+            write_all(file.handle, [memoryview(_ZEROS)[: min(len(_ZEROS), length - at)]], file.at + at)
 
     def _end_file(self, file: _File, step: Step, folder: int, name: bytes) -> None:
         if file.at != step.entry.size:
@@ -263,14 +264,3 @@ def _remove(folder: int, name: bytes) -> None:
         os.unlink(name, dir_fd=folder)
     except FileNotFoundError:
         return
-
-
-def pwrite_all(handle: int, body: Buffer, offset: int) -> None:
-    """`pwrite` until every byte is written: a short write is legal and happens near a full disk."""
-    written = os.pwrite(handle, body, offset)
-    if written == len(body):
-        return
-    rest = memoryview(body)[written:]
-    while rest:
-        count = os.pwrite(handle, rest, offset + len(body) - len(rest))
-        rest = rest[count:]

@@ -10,6 +10,8 @@ import pytest
 
 from replicator.core import direct
 from replicator.core.direct import LONG_RUN_BYTES, PAGE, LongWriter, aligned, open_direct, page_span, read_long
+from replicator.store import reading
+from replicator.store.reading import SegmentReader
 from replicator.store.segments import SegmentFiles
 from replicator.store.sums import SumFiles
 from tests.support.blocks import sealed_blocks
@@ -123,3 +125,23 @@ def test_where_nothing_goes_past_the_cache_segments_are_the_same(tmp_path: Path)
     assert len(names) > 2 and names == sorted(path.name for path in (tmp_path / "without").iterdir())
     for one in names:
         assert (tmp_path / "with" / one).read_bytes() == (tmp_path / "without" / one).read_bytes()
+
+
+def test_a_run_that_is_in_the_cache_is_read_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = SegmentFiles(tmp_path, sums=SumFiles(tmp_path), segment_bytes_max=1 << 24)
+    files.append(sealed_blocks(*range(1, 40, 2), size=60_000))
+    past, size = [], files.size(1)
+    real = reading.read_long
+    monkeypatch.setattr(reading, "read_long", lambda *args, **more: (past.append(1), real(*args, **more))[1])
+    for is_cold in (True, False):
+        handle = files.open_to_read(1)
+        os.fsync(handle)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        if not is_cold:
+            os.pread(handle, size, 0)
+        os.close(handle)
+        past.clear()
+        with SegmentReader(files, 1) as reader:
+            assert len(reader.read(size - 64, 64)) == size - 64
+        assert bool(past) is is_cold
+    files.close()

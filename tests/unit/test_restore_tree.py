@@ -438,14 +438,14 @@ async def test_a_full_target_ends_the_restore_and_the_next_one_carries_on(
     taken = await site.take(folder)
     writes: list[int] = []
 
-    def until_full(handle: int, body: bytes, offset: int) -> None:
+    def until_full(handle: int, run: list[bytes], offset: int) -> None:
         writes.append(offset)
         if len(writes) > 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        os.pwrite(handle, body, offset)
+        os.pwritev(handle, run, offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "pwrite_all", until_full)
+        patch.setattr(writer, "write_all", until_full)
         with pytest.raises(TargetFull, match="back"):
             await restore(site, taken.root, tmp_path / "back")
     assert len(writes) == 3, "the rest is not tried"

@@ -5,7 +5,7 @@ pauses; a peer behind NAT dials us instead, and either kind of link carries ever
 directions. Revoking a peer changes the credentials and cuts its links at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -108,8 +108,13 @@ class Mesh:
 
     def _credentials(self, *, is_server: bool) -> Credentials:
         if self._shown is None:
-            peers = tuple(self._book.peer_ids())
-            doors = (Identity.of_invite(one, self.identity.site_id).site_id for one in self._book.invite_ids())
+            try:
+                peers = tuple(self._book.peer_ids())
+                doors = [Identity.of_invite(one, self.identity.site_id).site_id for one in self._book.invite_ids()]
+            except StoreError as error:
+                # Nobody is let in, and nobody is dialled, until it can be read again.
+                get_logger().warning("peers.unreadable", error=str(error))
+                return Credentials(self.identity, (), is_server=is_server)
             self._shown = (
                 Credentials(self.identity, (*peers, *doors), is_server=True),
                 Credentials(self.identity, peers, is_server=False),
@@ -144,10 +149,14 @@ class Mesh:
             get_logger().info("link.turned_away", error=why)
             await line.close()
             return
-        if site in self._book.peer_ids():
-            await self._run_link(line, site, is_dialer=False, address=line.remote)
-        else:
-            await self._welcome(line, site)
+        try:
+            if site in self._book.peer_ids():
+                await self._run_link(line, site, is_dialer=False, address=line.remote)
+            else:
+                await self._welcome(line, site)
+        except StoreError as error:
+            get_logger().warning("peers.unreadable", error=str(error))
+            await line.close()
 
     def _recognise(self, site: SiteId) -> bool:
         """A peer that shows its new key for the first time goes by that key from now on: links of the old one end.
@@ -267,26 +276,37 @@ class Mesh:
     async def _keep_dialling(self, nursery: trio.Nursery) -> None:
         dialled: set[SiteId] = set()
         while True:
-            for site in self._book.peer_ids():
+            for site in self._known_peers():
                 if site not in dialled:
                     dialled.add(site)
                     nursery.start_soon(self._dial_for_ever, site, dialled)
             with trio.move_on_after(1):
                 await self._changed.wait()
 
+    def _known_peers(self) -> Sequence[SiteId]:
+        """None for the moment, if the catalogue cannot be read: a bad sector under it must not cost us the node."""
+        try:
+            return self._book.peer_ids()
+        except StoreError as error:
+            get_logger().warning("peers.unreadable", error=str(error))
+            return ()
+
     async def _dial_for_ever(self, site: SiteId, dialled: set[SiteId]) -> None:
         pause = _DIAL_FIRST_S
         # Two sites that learn of each other at the same moment should not both dial.
         await trio.sleep(0 if self.identity.site_id < site else 0.5 + fraction(self._entropy))
-        while site in self._book.peer_ids():
+        while site in self._known_peers():
             if self._links.get(site):
                 pause = _DIAL_FIRST_S
                 await self._changed.wait()
                 continue
-            for address in self._book.addresses_of(site):
-                if await self._dial(site, address):
-                    pause = _DIAL_FIRST_S
-                    break
+            try:
+                for address in self._book.addresses_of(site):
+                    if await self._dial(site, address):
+                        pause = _DIAL_FIRST_S
+                        break
+            except StoreError as error:
+                get_logger().warning("peers.unreadable", error=str(error))
             await trio.sleep(pause * (0.5 + fraction(self._entropy)))
             pause = min(pause * 2, _DIAL_MOST_S)
         dialled.discard(site)

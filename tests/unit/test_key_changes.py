@@ -8,12 +8,13 @@ import pytest
 import structlog
 import trio
 
-from protocol.ids import BlockId, split_ids
+from protocol.errors import ErrorCode
+from protocol.ids import BlockId, SiteId, split_ids
 from protocol.wire.hashing import Kind
 from replicator.api.schema import PolicyRequest, SyncRequest
 from replicator.catalog.manifest.walk import closure
 from replicator.catalog.model import Snapshot, Succession
-from replicator.core.errors import JobError, StoreFull
+from replicator.core.errors import DatabaseDamaged, JobError, StoreFull
 from replicator.testing import MemoryMesh, MemorySite, run_in_virtual_time
 from replicator.testing.power import PowerCut
 
@@ -302,3 +303,28 @@ async def _needed(site: MemorySite, snapshot: Snapshot) -> list[BlockId]:
     async for _, packed in closure(site.node.parts.reader, record.root, record.shape):
         found += split_ids(packed)
     return found
+
+
+def test_a_catalogue_that_cannot_be_read_for_a_while_costs_a_link_and_not_the_node() -> None:
+    """A page of SQLite that a disk gave wrongly once, while a peer was dialled or was dialling, ended the node."""
+
+    async def test(mesh: MemoryMesh, sites: list[MemorySite]) -> None:
+        home, cabin = sites
+        for site, other in ((home, cabin), (cabin, home)):
+            net = site.node.mesh
+            book, real = net._book, net._book.peer_ids
+
+            def refuse() -> list[SiteId]:
+                raise DatabaseDamaged("a page makes no sense")
+
+            net.trust_changed()  # What it shows to others has to be made anew.
+            book.peer_ids = refuse  # type: ignore[method-assign]
+            for link in net.connected():
+                link.close(ErrorCode.STOPPING, "a new line is needed")
+            await trio.sleep(60)
+            assert site.is_up
+            book.peer_ids = real  # type: ignore[method-assign]
+            net.trust_changed()
+            await wait_linked(site, [other])
+
+    in_a_mesh(test, sites=2)

@@ -158,7 +158,13 @@ class Database:
         try:
             # One rotten letter must not make a row that nobody can read.
             connection.text_factory = _text
-            connection.execute("PRAGMA journal_mode=WAL")
+            mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+            if mode != "wal":
+                # SQLite does not call it an error if a flush failed meanwhile: it goes on without a log.
+                raise StoreError(
+                    f"{self.path} cannot be kept with a log of what is written (mode {mode!r}).",
+                    hint="Check the disk; a file system of another machine cannot do it.",
+                )
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA cache_size=-16384")
         except BaseException:

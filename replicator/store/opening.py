@@ -38,11 +38,22 @@ def open_ledger(layout: StoreLayout, config: StoreConfig) -> Ledger:
         wrong = error.message
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & 0xFF not in _DAMAGED:
-            raise StoreError(f"{layout.ledger} cannot be opened: {error}.") from error
+            raise _not_opened(layout, error) from error
         wrong = str(error)
     get_logger().warning("ledger.damaged", path=str(layout.ledger), found=wrong, then="rebuilding it from the segments")
     _put_aside(layout.ledger)
-    return Ledger(layout.ledger, config)
+    return _new(layout, config)
+
+
+def _new(layout: StoreLayout, config: StoreConfig) -> Ledger:
+    try:
+        return Ledger(layout.ledger, config)
+    except sqlite3.DatabaseError as error:
+        raise _not_opened(layout, error) from error
+
+
+def _not_opened(layout: StoreLayout, error: sqlite3.DatabaseError) -> StoreError:
+    return StoreError(f"{layout.ledger} cannot be opened: {error}.", hint="Check the disk.")
 
 
 def _put_aside(folder: Path) -> None:
@@ -99,7 +110,7 @@ def rebuilt_ledger(layout: StoreLayout, config: StoreConfig, files: SegmentFiles
     broken, sentences = old.broken(), old.sentences()
     old.stop_merging()
     _put_aside(layout.ledger)
-    new = Ledger(layout.ledger, config)
+    new = _new(layout, config)
     new.set_fact("epoch", epoch)
     replay(files, new)
     here = new.present([fault.block_id for fault in broken])

@@ -22,6 +22,9 @@ from replicator.store.config import StoreConfig
 
 _SCRUB_S_MIN: Final = 3600.0
 _SCRUB_RATE_MIN: Final = 1_000_000
+_WORKERS_MAX: Final = 4
+"""Beyond it, what takes their blocks in is the limit."""
+_WORKERS_ASKED_MAX: Final = 64
 
 
 class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -36,6 +39,8 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
     """Status, health and metrics; "" for none."""
     rate_out: str = "none"
     rate_in: str = "none"
+    workers: str = "auto"
+    """How many processes read many small files for a snapshot; "auto" goes by the cores."""
     ahead_from: str = "4MiB"
     """From what size on blocks go ahead of the snapshot that they belong to."""
     gc_grace: str = "24h"
@@ -75,6 +80,10 @@ http = {http}
 # Repairs and the control of links are never held back.
 rate_out = {rate_out}
 rate_in = {rate_in}
+
+# Processes that read and pack small files while a snapshot is taken, where there are thousands of them: "auto" is
+# one a core, at most four; "0" is none. Each takes some 35 MB while it is at work.
+workers = "auto"
 
 # A snapshot's new blocks are on their way while it is still being taken, once it has added so much.
 ahead_from = "4MiB"
@@ -150,6 +159,7 @@ def _check_values(config: NodeConfig, where: str) -> None:
         ("http", split_address, config.http or "localhost:0"),
         ("rate_out", parse_rate, config.rate_out),
         ("rate_in", parse_rate, config.rate_in),
+        ("workers", _workers, config.workers),
         ("ahead_from", parse_size, config.ahead_from),
         ("gc_grace", parse_span, config.gc_grace),
         ("scrub_every", _scrub_span, config.scrub_every),
@@ -168,6 +178,14 @@ def _check_values(config: NodeConfig, where: str) -> None:
         raise ConfigError(f"{where}: `gc`: there is no {config.gc!r}.", hint='Say "on" or "off".')
     if config.log_level not in LOG_LEVELS:
         raise ConfigError(f"{where}: `log_level`: there is no {config.log_level!r}.", hint=f"One of {LOG_LEVELS}.")
+
+
+def _workers(text: str) -> int:
+    if text == "auto":
+        return min(os.cpu_count() or 1, _WORKERS_MAX)
+    if not text.isdecimal() or int(text) > _WORKERS_ASKED_MAX:
+        raise UsageError(f"{text!r} is no number of processes.", hint=f'Say "auto", or 0 to {_WORKERS_ASKED_MAX}.')
+    return int(text)
 
 
 def _scrub_span(text: str) -> float:
@@ -219,8 +237,7 @@ def store_config(config: NodeConfig) -> StoreConfig:
 
 
 def ingest_config(config: NodeConfig) -> IngestConfig:
-    del config  # nothing of it is a setting yet
-    return IngestConfig()
+    return IngestConfig(workers_max=_workers(config.workers))
 
 
 class StateFolder:

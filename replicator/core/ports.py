@@ -60,11 +60,11 @@ class ThreadOffload:
     """Worker threads: the native calls in a batch (hash, LZ4, read, write) release the GIL.
 
     Why a bound: each running batch holds some megabytes, and more threads than cores only
-    take turns. One above the cores keeps them busy while one waits for the disk.
+    take turns. Those above the cores wait: for the disk, or for a process that works for them.
     """
 
     def __init__(self, threads_max: int | None = None) -> None:
-        self._limiter = trio.CapacityLimiter(threads_max or (os.cpu_count() or 2) + 2)
+        self._limiter = trio.CapacityLimiter(threads_max or (os.cpu_count() or 2) + 4)
 
     async def run(self, work: Callable[[Unpack[_A]], _T], *args: *_A) -> _T:
         return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)

@@ -28,3 +28,12 @@ class IngestConfig:
     commit_bytes: int = 64 * MIB
     """A flush after so many sealed bytes: what a crash makes us read again, and what is still to be flushed at
     the end, when nothing else is left to do beside it."""
+    workers_max: int = 0
+    """Processes that read small files for one snapshot. Each takes some 35 MB."""
+    worker_from_files: int = 2048
+    """Beginning with so many small files that are to be read, a process is worth its start of a tenth of a second."""
+
+    @property
+    def batches_of_files_in_flight(self) -> int:
+        """Each worker has one; of another, blocks are going into the store, and one more waits for a worker."""
+        return max(self.batches_in_flight, self.workers_max + 2)

@@ -85,6 +85,13 @@ class PieceList:
         self.size = 0
         self.zero_bytes = 0
 
+    @classmethod
+    def of(cls, lengths: list[int], ids: list[BlockId], *, size: int, zero_bytes: int) -> "PieceList":
+        """One that another process has filled."""
+        made = cls()
+        made.lengths, made.ids, made.size, made.zero_bytes = lengths, ids, size, zero_bytes
+        return made
+
     def add(self, length: int, block: BlockId) -> None:
         self.size += length
         if block == ZERO_BLOCK:

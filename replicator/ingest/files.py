@@ -1,35 +1,29 @@
-"""Reading regular files while somebody may be writing them.
+"""Reading the regular files of a snapshot: many small ones a batch, large ones window by window.
 
-A file is looked at before and after; if anything differs it is read again, and after a few
-times it is stored as it was last read, and named. A path that is gone or forbidden by the
-time we come to it is an answer, not a failure.
+A path that is gone or forbidden by the time we come to it is an answer, not a failure.
 
-What the file system says of holes is believed under the same condition, and not for a file
-that was touched a moment ago. It saves reading, and never decides where a piece ends.
+Small files cost more in the interpreter than in the calls it makes, and threads of one interpreter take turns.
+So a batch of small ones goes to a worker process, if there is one (`workers.py`), and is read here if that fails.
 """
 
 import os
-import stat
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Final, TypeGuard
+from typing import TypeGuard
 
 from protocol.ids import ZERO_BLOCK, BlockId
 from protocol.wire.envelope import Buffer
-from protocol.wire.hashing import Kind, block_id
-from replicator.catalog.manifest.entries import SEPARATOR
+from protocol.wire.hashing import Kind
+from replicator.core.logging import get_logger
+from replicator.ingest.attributes import Attributes
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.cutter import Cutter, Piece, PieceList
+from replicator.ingest.reading import Content, Folders, OpenFile, ended, named, open_file, read_file
 from replicator.ingest.scan import Found, Scan, Step, reason
 from replicator.ingest.sealer import Sealer
-from replicator.ingest.still import RACY_NS, stamp
-
-ATTEMPTS_MAX: Final = 3
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-"""Without O_NONBLOCK, a file that was replaced by a pipe would hold up its thread for ever."""
-
-Attributes = tuple[tuple[bytes, bytes], ...]
+from replicator.ingest.still import RACY_NS
+from replicator.ingest.workers import WorkerGone, Workers
 
 
 @dataclass(slots=True)
@@ -57,89 +51,30 @@ def is_unread(step: Step) -> TypeGuard[Found]:
     return isinstance(step, Found) and not step.packed
 
 
-class Folders:
-    """The open folders along one path. Paths that come in key order share most of them."""
-
-    def __init__(self, root_handle: int) -> None:
-        self._root_handle = root_handle
-        self._open: list[tuple[bytes, int]] = []
-
-    def open(self, parts: Sequence[bytes]) -> int:
-        """The folder of that path below the root, with no link on the way. It is ours: do not close it."""
-        shared = 0
-        while shared < min(len(parts), len(self._open)) and self._open[shared][0] == parts[shared]:
-            shared += 1
-        self._close_from(shared)
-        for part in parts[shared:]:
-            above = self._open[-1][1] if self._open else self._root_handle
-            self._open.append((part, os.open(part, _FOLDER, dir_fd=above)))
-        return self._open[-1][1] if self._open else self._root_handle
-
-    def _close_from(self, depth: int) -> None:
-        while len(self._open) > depth:
-            os.close(self._open.pop()[1])
-
-    def close(self) -> None:
-        self._close_from(0)
-
-
-class OpenFile:
-    """One file, read and cut window by window. Blocking."""
-
-    def __init__(self, handle: int, cutter: Cutter, *, window_bytes: int, hole_before_ns: int) -> None:
-        self.handle = handle
-        self._cutter = cutter
-        self._window_bytes = window_bytes
-        self.before = os.fstat(handle)
-        if not stat.S_ISREG(self.before.st_mode):
-            raise FileNotFoundError("is no longer a regular file")
-        size = self.before.st_size
-        has_holes = self.before.st_blocks * 512 < size
-        self._trusts_holes = has_holes and stamp(self.before).newest_ns < hole_before_ns
-        self._end = size
-        self._at = 0
-        self.bytes_read = 0
-
-    def next_window(self) -> list[Piece] | None:
-        """The next pieces; None at the end."""
-        if self._at >= self._end:
-            return None
-        if self._trusts_holes and self._at % self._cutter.cell_bytes == 0 and (hole := self._hole_bytes()):
-            self._at += hole
-            return [(hole, None)]
-        wanted = min(self._window_bytes - self._at % self._cutter.cell_bytes, self._end - self._at)
-        data = _read(self.handle, wanted, self._at)
-        self.bytes_read += len(data)
-        if len(data) < wanted:
-            self._end = self._at + len(data)  # It became shorter: `held_still` will say so.
-        pieces = self._cutter.cut(data, at=self._at, is_end=self._at + len(data) == self._end)
-        self._at += sum(length for length, _ in pieces)
-        return pieces
-
-    def _hole_bytes(self) -> int:
-        try:
-            data_at = os.lseek(self.handle, self._at, os.SEEK_DATA)
-        except OSError:
-            return self._end - self._at  # ENXIO: nothing but a hole from here on.
-        data_at = min(data_at, self._end)
-        return max(data_at - data_at % self._cutter.cell_bytes - self._at, 0)
-
-    def held_still(self) -> bool:
-        return stamp(os.fstat(self.handle)) == stamp(self.before)
-
-
 class FileReader:
     """Reads files for one snapshot. Blocking; several threads may use it at once."""
 
-    def __init__(self, scan: Scan, sealer: Sealer, config: IngestConfig, *, began_ns: int) -> None:
+    def __init__(
+        self, scan: Scan, sealer: Sealer, config: IngestConfig, *, began_ns: int, workers: Workers | None = None
+    ) -> None:
         self._scan = scan
         self._sealer = sealer
         self._config = config
         self._cutter = Cutter(config)
         self._hole_before_ns = began_ns - RACY_NS
+        self._workers = workers
 
     def read_batch(self, batch: Sequence[Step]) -> list[Step | FileRead]:
         """Read those that have no entry yet, and put their pieces into the store."""
+        unread = [step for step in batch if is_unread(step)]
+        if self._workers is not None and self._workers.are_worth(unread):
+            try:
+                return self._read_by(self._workers, batch, unread)
+            except WorkerGone as error:
+                get_logger().warning("worker.gone", why=str(error))
+        return self._read_here(batch)
+
+    def _read_here(self, batch: Sequence[Step]) -> list[Step | FileRead]:
         answers: list[Step | FileRead] = []
         bodies: dict[BlockId, Buffer] = {}
         folders = Folders(self._scan.handle)
@@ -150,6 +85,25 @@ class FileReader:
             folders.close()
         self._sealer.add(Kind.DATA, bodies)
         return answers
+
+    def _read_by(self, workers: Workers, batch: Sequence[Step], unread: Sequence[Found]) -> list[Step | FileRead]:
+        with ExitStack() as claimed:
+            with workers.one() as worker:
+                contents = worker.read([found.key for found in unread])
+                mine = claimed.enter_context(self._sealer.claim(_names(contents)))
+                blocks = worker.seal(mine)
+            self._sealer.put(Kind.DATA, blocks)
+        read = iter([self._answer(found, content) for found, content in zip(unread, contents, strict=True)])
+        return [next(read) if is_unread(step) else step for step in batch]
+
+    def _answer(self, found: Found, content: Content | OSError | None) -> FileRead:
+        match content:
+            case Content():
+                return self._file_read(found, content)
+            case None:  # It has grown since the scan.
+                return self.read_alone(found)
+            case error:
+                return self.skipped(found, error)
 
     def read_alone(self, found: Found) -> FileRead:
         """Read one file, whatever its entry says."""
@@ -163,41 +117,32 @@ class FileReader:
         return answer
 
     def _read(self, found: Found, folders: Folders, bodies: dict[BlockId, Buffer]) -> FileRead:
-        *parents, name = found.key.split(SEPARATOR)
-        try:
-            folder = folders.open(parents)
-            for attempt in range(1, ATTEMPTS_MAX + 1):
-                handle = os.open(name, _FILE, dir_fd=folder)
-                try:
-                    read = self._read_open(found, self._file(handle), bodies)
-                finally:
-                    os.close(handle)
-                if not read.has_changed or attempt == ATTEMPTS_MAX:
-                    break
-        except OSError as error:
-            return self.skipped(found, error)
-        return read
+        spilled = 0
 
-    def _read_open(self, found: Found, file: OpenFile, bodies: dict[BlockId, Buffer]) -> FileRead:
-        pieces = PieceList()
-        pending = 0
-        while (window := file.next_window()) is not None:
-            for length, block in _named(window, bodies):
-                pieces.add(length, block)
-                pending += length
-            if pending > self._config.batch_bytes:  # It has grown since the scan.
+        def spill(size: int) -> None:
+            nonlocal spilled
+            if size - spilled > self._config.batch_bytes:  # It has grown since the scan.
                 self._sealer.add(Kind.DATA, bodies)
                 bodies.clear()
-                pending = 0
-        return self.ended(found, file, pieces)
+                spilled = size
+
+        try:
+            return self._file_read(found, read_file(folders, found.key, bodies, opened=self._file, spill=spill))
+        except OSError as error:
+            return self.skipped(found, error)
+
+    def _file_read(self, found: Found, content: Content) -> FileRead:
+        self._scan.complain(found.key, content.complaints)
+        return FileRead(
+            found, content.status, content.pieces, content.attributes, content.bytes_read, content.has_changed
+        )
 
     # -- large files: one step a call, so that cutting runs ahead of sealing --------------
 
     def open_large(self, found: Found) -> OpenFile | FileRead:
-        *parents, name = found.key.split(SEPARATOR)
         folders = Folders(self._scan.handle)
         try:
-            handle = os.open(name, _FILE, dir_fd=folders.open(parents))
+            handle = open_file(folders, found.key)
             try:
                 return self._file(handle)
             except BaseException:
@@ -210,14 +155,12 @@ class FileReader:
 
     def seal_window(self, pieces: PieceList, window: list[Piece]) -> Window:
         bodies: dict[BlockId, Buffer] = {}
-        named = _named(window, bodies)
+        blocks = named(window, bodies)
         self._sealer.add(Kind.DATA, bodies)
-        return Window(pieces, named)
+        return Window(pieces, blocks)
 
     def ended(self, found: Found, file: OpenFile, pieces: PieceList) -> FileRead:
-        attributes = self._scan.attributes(found.key, file.handle)
-        changed = not file.held_still()
-        return FileRead(found, file.before, pieces, attributes, file.bytes_read, changed)
+        return self._file_read(found, ended(file, pieces))
 
     def skipped(self, found: Found, error: OSError) -> FileRead:
         return FileRead(found, found.status, skipped=reason(error, self._scan.root))
@@ -228,21 +171,7 @@ class FileReader:
         )
 
 
-def _named(window: Sequence[Piece], bodies: dict[BlockId, Buffer]) -> list[tuple[int, BlockId]]:
-    named: list[tuple[int, BlockId]] = []
-    for length, body in window:
-        if body is None:
-            named.append((length, ZERO_BLOCK))
-        else:
-            name = block_id(0, body)
-            bodies[name] = body
-            named.append((length, name))
-    return named
-
-
-def _read(handle: int, size: int, offset: int) -> bytes:
-    """`pread` until `size` bytes or the end of the file: a short read is legal."""
-    data = os.pread(handle, size, offset)
-    while data and len(data) < size and (more := os.pread(handle, size - len(data), offset + len(data))):
-        data += more
-    return data
+def _names(contents: Sequence[Content | OSError | None]) -> list[BlockId]:
+    names = dict.fromkeys(block for content in contents if isinstance(content, Content) for block in content.pieces.ids)
+    names.pop(ZERO_BLOCK, None)
+    return list(names)

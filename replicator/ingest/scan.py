@@ -14,13 +14,13 @@ have been compared: that is one look a path, and no object that is kept.
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from protocol.limits import ENTRY_MAX
 from replicator.catalog.manifest.entries import SEPARATOR, Entry, encode_entry, key_path
 from replicator.core.errors import SourceError
+from replicator.ingest.attributes import Attributes, Complaint, read_attributes
 from replicator.ingest.filters import Filters
 from replicator.ingest.memo import NEVER, Folder, MemoReader, split_names
 from replicator.ingest.sources import Skipped, TreeSource
@@ -29,8 +29,6 @@ from replicator.ingest.witness import tells_every_name
 
 KEY_MAX: Final = 4096 * 4
 """The longest path that a manifest node takes."""
-_ATTRIBUTES_MAX: Final = ENTRY_MAX - 8 * 1024
-"""What an entry has room for, beside its fixed fields, its pieces and a link's target."""
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OURS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
@@ -281,33 +279,24 @@ class Scan:
             self._linked.pop(inode, None)
         return None if first_key == key else first_key
 
-    def attributes(self, key: bytes, where: int | bytes) -> tuple[tuple[bytes, bytes], ...]:
-        """The extended attributes of an open file or of a path, as far as the system shows them to us."""
-        follow = isinstance(where, int)
-        try:
-            names = os.listxattr(where, follow_symlinks=follow)
-        except OSError as error:
-            if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.EACCES):
-                self.skip(key, error)
-            return ()
-        if not names:
-            return ()
-        pairs: list[tuple[bytes, bytes]] = []
-        for name in sorted(map(os.fsencode, names)):
-            try:
-                pairs.append((name, os.getxattr(where, name, follow_symlinks=follow)))
-            except OSError as error:
-                if error.errno != errno.ENODATA:
-                    self._skipped(key, f"attribute {os.fsdecode(name)}: {error.strerror}")
-        if sum(len(name) + len(value) + 8 for name, value in pairs) > _ATTRIBUTES_MAX:
-            self._skipped(key, "its extended attributes are larger than an entry may be")
-            return ()
-        return tuple(pairs)
+    def attributes(self, key: bytes, where: int | bytes) -> Attributes:
+        """The extended attributes of an open file or of a path."""
+        attributes, complaints = read_attributes(where)
+        self.complain(key, complaints)
+        return attributes
+
+    def complain(self, key: bytes, complaints: Sequence[Complaint]) -> None:
+        """What could not be read of the attributes of a path."""
+        for complaint in complaints:
+            if isinstance(complaint, OSError):
+                self.skip(key, complaint)
+            else:
+                self._skipped(key, complaint)
 
 
 def _entry(
     status: os.stat_result,
-    attributes: tuple[tuple[bytes, bytes], ...],
+    attributes: Attributes,
     *,
     target: bytes = b"",
     is_hard_link: bool = False,

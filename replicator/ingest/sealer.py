@@ -6,7 +6,8 @@ the last snapshot is written again, and nothing relies on a block that the lease
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,18 +65,26 @@ class Sealer:
 
     def add(self, kind: Kind, bodies: dict[BlockId, Buffer]) -> None:
         """Put into the store what it lacks of these. They are durable after the next `commit`."""
-        names = list(bodies)
+        with self.claim(list(bodies)) as mine:
+            self.put(kind, [_sealed(kind, name, bodies[name]) for name in mine])
+
+    @contextmanager
+    def claim(self, names: list[BlockId]) -> Iterator[list[BlockId]]:
+        """Those that have to be put by the caller, until the end of the block: the store lacks them."""
         here = self._store.have(self._lease, names) if names else set()
         with self._lock:
             # What another thread is sealing now is as good as here: nobody commits the root before it is done.
             mine = [name for name in names if name not in here and name not in self._in_work]
             self._in_work.update(mine)
         try:
-            fresh = [_sealed(kind, name, bodies[name]) for name in mine]
-            added = self._store.append(self._lease, fresh) if fresh else 0
+            yield mine
         finally:
             with self._lock:
                 self._in_work.difference_update(mine)
+
+    def put(self, kind: Kind, fresh: Sequence[SealedBlock]) -> None:
+        """Blocks that were claimed."""
+        added = self._store.append(self._lease, fresh) if fresh else 0
         self._count(kind, added, fresh)
         if self._ahead is not None and kind is Kind.DATA and fresh:
             self._ahead.add(fresh)
@@ -84,7 +93,7 @@ class Sealer:
         if self._ahead is not None:
             self._ahead.wake()
 
-    def _count(self, kind: Kind, added: int, fresh: list[SealedBlock]) -> None:
+    def _count(self, kind: Kind, added: int, fresh: Sequence[SealedBlock]) -> None:
         sealed_bytes = sum(len(block.sealed) for block in fresh)
         with self._lock:
             self._uncommitted += sealed_bytes
@@ -110,10 +119,12 @@ def _sealed(kind: Kind, name: BlockId, body: Buffer) -> SealedBlock:
     try:
         header, sealed = seal_named(kind, body, name)
     except BadBlock as error:
-        raise StoreError(
-            f"A block did not survive its own packing: {error}.", hint="Check this machine's memory."
-        ) from error
+        raise not_survived(error) from error
     return SealedBlock(header, sealed)
+
+
+def not_survived(why: object) -> StoreError:
+    return StoreError(f"A block did not survive its own packing: {why}.", hint="Check this machine's memory.")
 
 
 class NodeBuffer:

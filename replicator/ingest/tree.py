@@ -24,13 +24,16 @@ from replicator.core.progress import Progress
 from replicator.ingest.build import Answer, NotAsRemembered, TreeBuilder
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.cutter import PieceList
-from replicator.ingest.files import ATTEMPTS_MAX, FileRead, FileReader, is_unread
+from replicator.ingest.files import FileRead, FileReader, is_unread
 from replicator.ingest.flow import run_in_order
 from replicator.ingest.memo import Folder, MemoReader, MemoWriter
+from replicator.ingest.reading import ATTEMPTS_MAX
 from replicator.ingest.scan import Found, Same, Scan, Step
 from replicator.ingest.sealer import Ahead, Sealer
 from replicator.ingest.sources import Taken, TreeSource
+from replicator.ingest.still import RACY_NS
 from replicator.ingest.witness import holds_nodes
+from replicator.ingest.workers import Workers
 from replicator.store.ports import BlockStore, Lease
 
 _SCAN_PATHS: Final = 1024
@@ -91,9 +94,10 @@ async def _take_once(
         base = None
     scan = await offload.run(partial(Scan, source, known, is_base=base is not None))
     remember = MemoWriter(memo, config, source, incomplete=scan.incomplete)
+    workers = Workers(scan.handle, config, hole_before_ns=began_ns - RACY_NS)
     try:
         paths = _Paths(scan, store, sealer)
-        reader = FileReader(scan, sealer, config, began_ns=began_ns)
+        reader = FileReader(scan, sealer, config, began_ns=began_ns, workers=workers)
         builder = TreeBuilder(
             reader,
             sealer,
@@ -109,7 +113,7 @@ async def _take_once(
             _batches(paths, reader, offload=offload, config=config),
             builder.take,
             offload=offload,
-            in_flight_max=config.batches_in_flight,
+            in_flight_max=config.batches_of_files_in_flight,
             sealer=sealer,
         )
         known.end()
@@ -118,11 +122,12 @@ async def _take_once(
         taken = await builder.finish(scan.skipped)
         await offload.run(remember.save, taken.root)
     finally:
-        await offload.run(_leave, scan, known, remember)
+        await offload.run(_leave, workers, scan, known, remember)
     return taken
 
 
-def _leave(scan: Scan, known: MemoReader, remember: MemoWriter) -> None:
+def _leave(workers: Workers, scan: Scan, known: MemoReader, remember: MemoWriter) -> None:
+    workers.close()
     scan.close()
     known.close()
     remember.discard()

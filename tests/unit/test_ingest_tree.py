@@ -17,7 +17,7 @@ from replicator.catalog.manifest.walk import entries
 from replicator.core.errors import BlockMissing, SourceError
 from replicator.core.ports import ThreadOffload
 from replicator.core.progress import Progress
-from replicator.ingest import build, files
+from replicator.ingest import build, reading
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.pipeline import take
 from replicator.ingest.sources import Skipped, Source, Taken, TreeSource
@@ -104,7 +104,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     real = os.open
 
     def counting(path: bytes, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        if flags == files._FILE:
+        if flags == reading._FILE:
             names.append(path)
         return real(path, flags, mode, dir_fd=dir_fd)
 
@@ -331,12 +331,12 @@ async def test_a_file_that_will_not_hold_still_is_stored_as_last_read_and_named(
                 file.write(b"more")
         return data
 
-    monkeypatch.setattr(files.os, "pread", growing)
+    monkeypatch.setattr(reading.os, "pread", growing)
     taken = await site.take(folder)
 
-    assert len(reads) == files.ATTEMPTS_MAX
+    assert len(reads) == reading.ATTEMPTS_MAX
     assert taken.changed_while_read == (b"busy",)
-    assert (await site.entries(taken.root))[b"busy"].size == size + 4 * (files.ATTEMPTS_MAX - 1)
+    assert (await site.entries(taken.root))[b"busy"].size == size + 4 * (reading.ATTEMPTS_MAX - 1)
     monkeypatch.undo()
     assert (await site.take(folder)).files_unopened == 1
 
@@ -352,7 +352,7 @@ async def test_a_file_that_shrinks_while_it_is_read_is_no_longer_than_what_was_r
             cuts.append(os.truncate(folder / "log", 300_000))
         return real(handle, count, offset)
 
-    monkeypatch.setattr(files.os, "pread", cutting)
+    monkeypatch.setattr(reading.os, "pread", cutting)
     taken = await site.take(folder)
 
     assert (await site.entries(taken.root))[b"log"].size == 300_000 == taken.size_bytes

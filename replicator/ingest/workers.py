@@ -49,7 +49,14 @@ class Worker:
         self._link, theirs = socket.socketpair()
         try:
             with theirs:
-                command = [sys.executable, "-m", "replicator.ingest.worker_process", str(theirs.fileno()), str(root)]
+                command = [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "replicator.ingest.worker_process",
+                    str(theirs.fileno()),
+                    str(root),
+                ]
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=(theirs.fileno(), root)
                 )

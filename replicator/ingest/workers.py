@@ -49,14 +49,8 @@ class Worker:
         self._link, theirs = socket.socketpair()
         try:
             with theirs:
-                command = [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "replicator.ingest.worker_process",
-                    str(theirs.fileno()),
-                    str(root),
-                ]
+                handles = str(theirs.fileno()), str(root)
+                command = [sys.executable, "-P", "-m", "replicator.ingest.worker_process", *handles]
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=(theirs.fileno(), root)
                 )

@@ -2,9 +2,9 @@
 
 A sender may hang without dying: a disk that does not answer, a machine that swaps. Its link lives on pings and says
 nothing, and a link that is really dead is known to be so only after `limits.SILENCE_S`. If somebody else who
-is linked has the snapshot, there is no reason to wait for either. So after `SILENT_S` without a word, and without a block
-on any other stream from there, the root of the map is asked of the others. Whoever has that has what is below it,
-and the way down from the root (`descent.py`) needs nobody who tells a difference.
+is linked has the snapshot, there is no reason to wait for either. So after `SILENT_S` without a word, and without a
+block on any other stream from there, the root of the map is asked of the others. Whoever has that has what is below
+it, and the way down from the root (`descent.py`) needs nobody who tells a difference.
 
 Nothing is lost if it was a false alarm. If nobody else has the root, we listen on; if the sender speaks before the
 root has come, too; and afterwards it is still a source of blocks (`sources.py`).

@@ -27,7 +27,7 @@ SILENT_S: Final = 3.0
 """A request that brought nothing for this long is taken away, if somebody else could answer it."""
 STRIKES_MAX: Final = 2
 TRY_AGAIN_S: Final = 10.0
-"""How long after its last sign of life a silent source is given a batch again. At worst that batch takes `SILENT_S` more."""
+"""How long a silent source is left alone before it is given a batch again: at worst, that one takes `SILENT_S` more."""
 STEAL_AGE_S: Final = 0.5
 _STEAL_FACTOR: Final = 2.0
 _LACKS_MAX: Final = 0.5

@@ -58,7 +58,7 @@ async def offered(mesh: Mesh) -> Offered:
 async def test_another_holder_takes_over_from_a_sender_that_says_nothing_more(
     tmp_path: Path, after: int, serves_blocks: bool
 ) -> None:
-    """Before a word, and before the end, with blocks from it or without. It stays silent for ever, and its link stays up."""
+    """Before a word, and before the end, with blocks from it or without. It stays silent, and its link stays up."""
     async with a_mesh(tmp_path) as mesh:
         mute = Mute(mesh.home, after=after, serves_blocks=serves_blocks)
         done = await offered(mesh)

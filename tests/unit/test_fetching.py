@@ -60,7 +60,7 @@ async def test_several_may_wait_for_blocks_at_once_and_none_is_forgotten() -> No
             nursery.start_soon(fetcher.run)
             async with trio.open_nursery() as waiting:
                 waiting.start_soon(fetcher.bring, [root])
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
                 await fetcher.want([other])
                 waiting.start_soon(fetcher.drain)
                 waiting.start_soon(fetcher.bring, [other])

@@ -113,7 +113,7 @@ async def test_a_silent_source_is_tried_again_now_and_then_but_never_with_the_la
 
 
 async def test_a_silent_source_takes_over_from_nobody() -> None:
-    """It was the fastest once: at the end, it would take from the one that still brings something, and bring nothing."""
+    """It was the fastest once: at the end, it would take from one that still brings something, and bring nothing."""
     these = sources(2)
     sender, one = these.all
     sender.began = trio.current_time() - 1

@@ -131,7 +131,6 @@ class Fetcher:
         await self._hand_out_rest()
         self.sources.is_whole = True
         while self._open_batches:
-            self._idle = trio.Event()
             await self._idle.wait()
         self.sources.is_whole = False
         self._check_none_is_missing()
@@ -142,7 +141,6 @@ class Fetcher:
         await self._hand_out_rest()
         while not self._under_way.isdisjoint(ids):
             self._check_none_is_missing()
-            self._idle = trio.Event()
             await self._idle.wait()
 
     async def _hand_out_rest(self) -> None:
@@ -183,6 +181,7 @@ class Fetcher:
             await trio.sleep(STEAL_AGE_S)
             for request in self.sources.silent():
                 request.is_silent = True
+                request.source.note_silent()
                 request.scope.cancel()
 
     async def _work(self, source: Source) -> None:
@@ -207,7 +206,8 @@ class Fetcher:
                 self.missing_there += batch.ids
                 self._open_batches -= 1
             self.sources.wake()
-            self._idle.set()
+            idle, self._idle = self._idle, trio.Event()  # For everybody who waits, and they may be several.
+            idle.set()
 
     async def _fetch(self, source: Source, batch: Batch) -> None:
         """Ask one source for a batch. What it did not bring, for whatever reason, is put back into the queue."""

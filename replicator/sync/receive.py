@@ -10,7 +10,8 @@ then do we sign a receipt. A receive that is cut at any point leaves blocks that
 finds here; nothing else has to be remembered.
 
 If the site that offers goes in the middle, others may have what is left: `Receiver.complete` goes on with
-them alone. They need not tell a difference; the signed root and the blocks are enough (`descent.py`).
+them alone. They need not tell a difference; the signed root and the blocks are enough (`descent.py`). If it only falls
+silent while it tells the difference, the same is done, without giving up on it (`hearing.py`).
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -43,6 +44,7 @@ from replicator.sync.bases import Bases
 from replicator.sync.descent import descend
 from replicator.sync.difference import DifferenceReader
 from replicator.sync.fetch import Fetcher
+from replicator.sync.hearing import FellSilent, Hearing
 from replicator.sync.publish import publish_snapshot, store_nodes, store_record
 from replicator.sync.receipts import sign_receipt
 
@@ -156,6 +158,7 @@ class Receiver:
                 if tell is not None:
                     nursery.start_soon(_tell_progress, tell, session)
                 nursery.start_soon(session.fetcher.run)
+                nursery.start_soon(session.watch)
                 await (session.receive() if sender is not None else session.complete())
                 nursery.cancel_scope.cancel()
             await session.publish(signed)
@@ -232,6 +235,7 @@ class _Session:
             lane=Lane.SYNC,
             receiving=ports.receiving,
         )
+        self._hearing = Hearing(self.fetcher.sources)
         self.plan_is_complete = False
         self._ids: list[BlockId] = []
         self._piece_roots: list[BlockId] = []
@@ -248,6 +252,12 @@ class _Session:
             if self._base:  # Ours, then: what the other side cannot read it says otherwise.
                 self._bases.note(BlockId(self._base), error.block_id)
             raise
+        except FellSilent:
+            record = self._record
+            get_logger().warning("difference.silent", peer=self._sender.name, volume=record.volume_name)
+            self._nodes, self._entries = [], 0  # Half a map is none: the way down finds all of it.
+            await self.complete()
+            return
         await self._fetch_rest()
         await self._store_nodes()
         if root != self._record.root:
@@ -258,10 +268,15 @@ class _Session:
             )
         await self.check_if_damaged()
 
+    async def watch(self) -> None:
+        """Beside `receive`: let nobody wait for a sender that says nothing, if others have what it was to tell."""
+        await self._hearing.watch(lambda: self.fetcher.bring([self._record.root]))
+
     async def complete(self) -> None:
         """The same without anybody who tells the difference: down from the root, beside the nearest map here."""
-        record = self._record
-        base = next(iter(self._held()), None)
+        record, held = self._record, self._held()
+        unfit = await self._bases.unfit(held)
+        base = next((root for root in held if root not in unfit), None)
         self._base = base or b""
         async for value in descend(
             self._ports.reader,
@@ -302,8 +317,9 @@ class _Session:
             del held[root]
         request = WantDiff(snapshot_id=record.snapshot_id, have_roots=b"".join(held))
         self._round_trips += 1
+        hear = self._hearing.receive
         async with sender.open(request, lane=Lane.SYNC) as stream:
-            first = await stream.receive()
+            first = await hear(stream)
             if not isinstance(first, DiffBase) or (first.base_root and first.base_root not in held):
                 raise Unexpected("a difference does not begin with a base that we hold")
             self._base = first.base_root
@@ -313,7 +329,7 @@ class _Session:
             # At worst all that was there goes, and all that is there now comes: a longer one has no end.
             entries_max = record.entries + (held[base] if base else 0)
             complete = False
-            while (item := await stream.receive()) is not None:
+            while (item := await hear(stream)) is not None:
                 if isinstance(item, DiffBase):
                     complete = True
                     continue
@@ -328,7 +344,7 @@ class _Session:
                         self._note_needed(value)
                 await self._ask()
                 await self._store_nodes_if_many()
-            self._diff_bytes = stream.message_bytes_in
+                self._diff_bytes = stream.message_bytes_in
         if not complete:
             raise Unexpected("a difference ends before its end")
         return await editor.finish()

@@ -5,7 +5,8 @@ plans shares. What one source lacked is tried at the others, and the sender, who
 takes the batches first that most others lacked: the rarest first, so that at the end it
 is not the only one with work left.
 
-A source that falls silent loses its batch to the others, and after two such times its place. At
+A source that falls silent loses its batch to the others, and after two such times its place. The sender keeps its
+place: only what all others lack is left to it, and now and then a batch, to see whether it is awake again. At
 the end, when there is nothing left to take, an idle source takes over from one that is half as
 fast. Nobody waits for the slowest, and no block is asked of two sites at once.
 
@@ -13,7 +14,7 @@ There may be no sender: a receive whose offerer is gone (`orphans.py`). Then nob
 nobody is dismissed for lacking some, and what all have said that they lack is given up.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +26,8 @@ from replicator.net.link import Link
 SILENT_S: Final = 3.0
 """A request that brought nothing for this long is taken away, if somebody else could answer it."""
 STRIKES_MAX: Final = 2
+TRY_AGAIN_S: Final = 10.0
+"""How long a silent source is left alone before it is given a batch again: at worst, that one takes `SILENT_S` more."""
 STEAL_AGE_S: Final = 0.5
 _STEAL_FACTOR: Final = 2.0
 _LACKS_MAX: Final = 0.5
@@ -65,6 +68,9 @@ class Source:
     is_over: bool = False
     is_passed: bool = False
     """A faster one has taken over from it: it takes nothing more while others can."""
+    is_silent: bool = False
+    """It has left us waiting, and nothing has been heard of it since."""
+    tried_at: float = 0.0
     began: float | None = None
     heard_at: float = 0.0
     """When any of its requests last brought something."""
@@ -75,7 +81,21 @@ class Source:
 
     def note_bytes(self, count: int) -> None:
         self.bytes += count
+        self.note_heard()
+
+    def note_heard(self) -> None:
+        """It lives."""
         self.heard_at = trio.current_time()
+        self.is_silent = False
+
+    def note_silent(self) -> None:
+        """It left us waiting for `SILENT_S`, and others could go on."""
+        if not self.is_silent:
+            self.is_silent, self.tried_at = True, trio.current_time()
+
+    @property
+    def is_behind(self) -> bool:
+        return self.is_passed or self.is_silent
 
     def rate(self, now: float) -> float:
         """Bytes a second so far, and never nothing."""
@@ -106,6 +126,10 @@ class Sources:
     @property
     def live(self) -> list[Source]:
         return [source for source in self.all if not source.is_over]
+
+    @property
+    def sender(self) -> Source | None:
+        return self.all[0] if self._has_sender else None
 
     @property
     def queued_count(self) -> int:
@@ -140,16 +164,24 @@ class Sources:
     def next_for(self, source: Source) -> Batch | None:
         """The batch that this source should ask for now: the sender takes the rarest, the others the commonest."""
         fit = [one for one in self._queue if _may_have(source, one)]
-        if source.is_passed:
-            # What every faster one lacks is left to it, or nobody would ever ask for that.
-            faster = [one for one in self.live if not one.is_passed]
-            fit = [one for one in fit if not any(_may_have(other, one) for other in faster)]
+        if source.is_behind and not self._is_to_be_tried(source, fit):
+            # What every better one lacks is left to it, or nobody would ever ask for that.
+            better = [one for one in self.live if not one.is_behind]
+            fit = [one for one in fit if not any(_may_have(other, one) for other in better)]
         if not fit:
             return None
         choose = max if source.is_sender else min
         batch = choose(fit, key=lambda one: len(one.lacked_by))
         self._queue.remove(batch)
         return batch
+
+    def _is_to_be_tried(self, source: Source, fit: Sequence[Batch]) -> bool:
+        """Whether a silent source gets a batch to see if it is awake: never the last one, for which all would wait."""
+        now = trio.current_time()
+        if not source.is_silent or len(fit) < 2 or now - source.tried_at < TRY_AGAIN_S:
+            return False
+        source.tried_at = now
+        return True
 
     def begin(self, source: Source, batch: Batch, scope: trio.CancelScope) -> Request:
         request = Request(source, set(batch.ids), scope, trio.current_time())
@@ -167,15 +199,16 @@ class Sources:
         return [
             one
             for one in self._under_way
-            if now - max(one.began, one.source.heard_at) > SILENT_S and self._could_do_without(one.source)
+            if now - max(one.began, one.source.heard_at) > SILENT_S and self.could_do_without(one.source)
         ]
 
-    def _could_do_without(self, source: Source) -> bool:
+    def could_do_without(self, source: Source) -> bool:
+        """Whether somebody else is there. Under a cap of ours, slowness is no reason to look for one."""
         return not source.link.is_paced and any(one is not source for one in self.live)
 
     def take_over(self, source: Source) -> Request | None:
         """The request of another source that this idle one would work off at twice the speed, if there is any."""
-        if not self.is_whole:
+        if not self.is_whole or source.is_silent:
             return None
         now = trio.current_time()
         slower = [
@@ -184,7 +217,7 @@ class Sources:
             if one.source is not source
             and one.waiting
             and now - one.began > STEAL_AGE_S
-            and self._could_do_without(one.source)
+            and self.could_do_without(one.source)
             and source.rate(now) > _STEAL_FACTOR * one.source.rate(now)
         ]
         chosen = min(slower, key=lambda one: one.source.rate(now), default=None)
@@ -193,4 +226,4 @@ class Sources:
         return chosen
 
 
-__all__ = ["SILENT_S", "STEAL_AGE_S", "STRIKES_MAX", "Batch", "Request", "Source", "Sources"]
+__all__ = ["SILENT_S", "STEAL_AGE_S", "STRIKES_MAX", "TRY_AGAIN_S", "Batch", "Request", "Source", "Sources"]

@@ -97,10 +97,10 @@ def open_base(state: StateFolder) -> Iterator[Base]:
         try:
             catalog = Catalog(state.catalog, clock=clock)
         except CatalogError:
-            distrust(store.ledger)
+            distrust(store)
             raise
         try:
-            identity = take_up(store, catalog, facts=store.ledger, keys=keys, clock=clock, entropy=entropy)
+            identity = take_up(store, catalog, facts=store, keys=keys, clock=clock, entropy=entropy)
             state.memo.mkdir(exist_ok=True)
             brake = ClockBrake(
                 catalog,
@@ -134,7 +134,7 @@ def open_base(state: StateFolder) -> Iterator[Base]:
                 entropy=entropy,
                 offload=ThreadOffload(),
             )
-            renew(store.ledger, catalog, entropy=entropy)
+            renew(store, catalog, entropy=entropy)
         finally:
             catalog.close()
     finally:

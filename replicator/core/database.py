@@ -19,6 +19,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 from weakref import WeakSet, finalize
 
 from replicator.core.errors import ConfigError, DatabaseDamaged, StoreError, StoreFull, StoreReadOnly
+from replicator.core.files import sync_directory
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -116,17 +117,27 @@ class Database:
         self._remembered: dict[str, tuple[int, list[Any]]] = {}
         self.poisoned = ""
         """Why nothing is written any more, once the disk has lost something of this file; empty while all is well."""
+        is_new = not path.exists()
         try:
             self._writer = self._connect(sqlite3.Connection)
             try:
                 self._migrate(migrations)
                 self._check_schema(migrations)
+                if is_new:
+                    self._keep_name()
             except BaseException:
                 self._writer.close()
                 raise
         except UnicodeDecodeError as error:
             # SQLite's message quotes what it cannot parse as it is, and Python cannot make text of that.
             raise _damaged() from error
+
+    def _keep_name(self) -> None:
+        """SQLite flushes the folder of a new file too, and does not look at what comes of it."""
+        try:
+            sync_directory(self.path.parent)
+        except OSError as error:
+            raise StoreError(f"{self.path} could not be made: {error.strerror}.", hint="Check the disk.") from error
 
     def _migrate(self, migrations: tuple[str, ...]) -> None:
         version: int = self._writer.execute("PRAGMA user_version").fetchone()[0]

@@ -177,6 +177,14 @@ class LocalStore:
         """A flush of the ledger that fails closes the store for writes, whoever asked for it."""
         return self.commits.noticing()
 
+    def fact(self, name: str) -> int:
+        """A number that somebody keeps with the ledger, to notice if it is replaced; 0 if there is none."""
+        return self.ledger.fact(name)
+
+    def set_fact(self, name: str, value: int) -> None:
+        with self.noticing():
+            self.ledger.set_fact(name, value)
+
     def full_segments(self) -> list[int]:
         """The segments that will never be appended to again."""
         return self.commits.full_segments()

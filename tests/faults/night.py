@@ -15,7 +15,7 @@ from typing import Any
 from tests.faults.flips import flip_bits
 from tests.faults.flushes import first_flushes
 from tests.faults.full_disk import cycle_full_disk
-from tests.faults.mesh import play_mesh
+from tests.faults.mesh import play_each_flush_of_a_start, play_mesh
 from tests.faults.order import run_and_judge
 from tests.faults.points import PHASES, Judged, census, draw, play, scratch
 from tests.faults.power import CutJudged, can_cut, cut_and_judge
@@ -52,6 +52,8 @@ def errors(stage: Stage, report: Report, rounds: int) -> None:
     _points(stage, report, rounds, "errors")
     failed = Report("flushes", report.seed)
     for judged in first_flushes(stage, count=min(200, rounds), seed=report.seed % 3 + 1):
+        failed.note(f"{judged.point}: {judged.problem}" if judged.problem else "")
+    for judged in play_each_flush_of_a_start(stage, seed=report.seed):
         failed.note(f"{judged.point}: {judged.problem}" if judged.problem else "")
     report.facts["failed flushes"] = failed.rounds
     report.problems += failed.problems

@@ -231,3 +231,20 @@ def test_what_a_disk_refuses_to_give_during_a_rebuild_is_looked_for_again_at_the
     store = open_store(root, config=config)
     assert store.replayed.segments == 0, "all is accounted for now"
     store.close()
+
+
+def test_a_flush_that_fails_while_a_fact_is_written_closes_the_store_too(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours, found by the torture: the start went on without the fact, and nobody was told of the disk."""
+    store = open_store(root)
+    put(store, sealed_blocks(1))
+
+    def failing(_name: str, _value: int) -> None:
+        raise StoreReadOnly("the disk failed to flush it", hint="")
+
+    monkeypatch.setattr(store.ledger, "set_fact", failing)
+    with pytest.raises(StoreReadOnly):
+        store.set_fact("partner", 1)
+    assert store.statistics().read_only
+    store.close()

@@ -1,0 +1,34 @@
+"""Whose data a snapshot is, and for whom an order is, when people change their minds while work is under way."""
+
+import trio
+
+from replicator.api.schema import ProtectRequest, SyncChange, SyncRequest
+from replicator.testing import MemoryMesh, MemorySite, run_in_virtual_time
+from replicator.testing.power import PowerCut
+
+PATH = "/srv/data"
+
+
+async def two_sites(mesh: MemoryMesh) -> tuple[MemorySite, MemorySite]:
+    home, cabin = await mesh.add("home"), await mesh.add("cabin")
+    await mesh.pair(home, cabin)
+    home.sources[PATH] = {"a": b"dear reader"}
+    return home, cabin
+
+
+def test_a_snapshot_is_of_whoever_its_volume_was_when_it_was_begun() -> None:
+    """What goes ahead of it goes by that label; with the one at its end it would have been shown to the wrong site."""
+
+    async def story() -> None:
+        async with MemoryMesh(pause_s=lambda: 1.0) as mesh:
+            home, _ = await two_sites(mesh)
+            home.protect(PATH, tenant="acme")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(home.snapshot, PATH)
+                await trio.sleep(0.5)
+                assert home.node.jobs.is_active("snapshot", home.catalog.volumes()[0].volume_id.hex())
+                home.view.protect(ProtectRequest(path=PATH, tenant="globex"))
+            await home.snapshot(PATH)
+            assert [one.record.tags for one in home.catalog.snapshots()] == [("tenant:acme",), ("tenant:globex",)]
+
+    run_in_virtual_time(story, seed=1)

@@ -32,3 +32,23 @@ def test_a_snapshot_is_of_whoever_its_volume_was_when_it_was_begun() -> None:
             assert [one.record.tags for one in home.catalog.snapshots()] == [("tenant:acme",), ("tenant:globex",)]
 
     run_in_virtual_time(story, seed=1)
+
+
+def test_an_order_that_is_narrowed_while_it_is_carried_out_brings_nothing_more_of_the_others() -> None:
+    async def story() -> None:
+        async with MemoryMesh() as mesh:
+            home, cabin = await two_sites(mesh)
+            home.protect(PATH, tenant="acme")
+            for number in range(6):
+                home.sources[PATH] = {"a": bytes([number]) * 50_000}
+                await home.snapshot(PATH)
+            mesh.network.path("home", "cabin").delay_s = 1.0
+            order = home.view.syncs.add(SyncRequest(to="cabin", tenants=["acme"]))["sync_id"]
+            while not cabin.catalog.snapshots():  # noqa: ASYNC110  (no event)
+                await trio.sleep(0.05)
+            home.view.syncs.change(order, SyncChange(tenants=["globex"]))
+            under_way = 1
+            await trio.sleep(120)
+            assert len(cabin.catalog.snapshots()) <= 1 + under_way
+
+    run_in_virtual_time(story, seed=1)

@@ -52,3 +52,19 @@ def test_an_order_that_is_narrowed_while_it_is_carried_out_brings_nothing_more_o
             assert len(cabin.catalog.snapshots()) <= 1 + under_way
 
     run_in_virtual_time(story, seed=1)
+
+
+def test_an_order_that_runs_continuously_takes_nothing_of_what_is_no_longer_protected() -> None:
+    async def story() -> None:
+        async with MemoryMesh() as mesh:
+            home, _ = await two_sites(mesh)
+            home.protect(PATH)
+            home.view.syncs.add(SyncRequest(to="cabin", rpo_s=6.0))
+            await trio.sleep(30)
+            taken = home.catalog.snapshots()[-1].record.sequence
+            assert taken > 3
+            home.view.unprotect(PATH)
+            await trio.sleep(60)
+            assert home.catalog.snapshots()[-1].record.sequence <= taken + 1, "one may have been under way"
+
+    run_in_virtual_time(story, seed=1)

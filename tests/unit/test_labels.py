@@ -68,3 +68,26 @@ def test_an_order_that_runs_continuously_takes_nothing_of_what_is_no_longer_prot
             assert home.catalog.snapshots()[-1].record.sequence <= taken + 1, "one may have been under way"
 
     run_in_virtual_time(story, seed=1)
+
+
+def test_no_schedule_is_on_before_the_label_is_whatever_moment_the_power_goes() -> None:
+    """A tenant comes: the first snapshot that a schedule takes of its volume is already its own."""
+
+    async def story() -> None:
+        for step in range(16):
+            async with MemoryMesh(seed=step) as mesh:
+                home, _ = await two_sites(mesh)
+                home.protect(PATH, every_s=600, tenant="acme")
+                await home.snapshot(PATH)
+                home.view.unprotect(PATH)
+                home.machine.power.cut_at = home.machine.power.steps + step
+                try:
+                    home.protect(PATH, every_s=600, to=["cabin"], tenant="globex")
+                except PowerCut:
+                    await home.down.wait()
+                    await home.start()
+                [volume] = home.catalog.volumes()
+                if home.catalog.protections() or home.catalog.syncs():
+                    assert home.catalog.tenant_of(volume.volume_id) == "globex", f"cut at step {step}"
+
+    run_in_virtual_time(story, seed=1)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
-ACTIVE_S: Final = 90.0
+ACTIVE_S: Final = 75.0
 """How long a round is lively before it becomes quiet."""
 
 
@@ -230,7 +230,7 @@ def _on_schedules(plan: Plan, chance: random.Random) -> Plan:
         replace(
             one,
             cron=chance.choice(_CRONS) if (sort := chance.randrange(5)) == 0 else "",
-            rpo_s=chance.choice((6.0, 30.0)) if sort == 1 and one.is_push else 0.0,
+            rpo_s=chance.choice((15.0, 45.0)) if sort == 1 and one.is_push else 0.0,
             windows=chance.choice(_WINDOWS) if sort in (0, 2) else "",
             do_not_expire=one.is_push and chance.random() < 0.3,
         )

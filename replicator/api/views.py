@@ -117,13 +117,14 @@ class NodeView:
         if not known:
             parts.catalog.add_volume(self._new_volume(path, request, kind))
         volume = next(v for v in parts.catalog.volumes() if v.path == os.fsencode(path))
-        parts.catalog.begin_protection(volume.volume_id)
+        # Each is durable by itself: no schedule may be on before it is said what to leave out, and whose it is.
         if request.exclude:
             parts.catalog.set_exclude(volume.volume_id, tuple(request.exclude))
-        if request.every_s:
-            parts.catalog.set_protection(volume.volume_id, every_s=request.every_s, keep=request.keep)
         if request.tenant is not None:
             parts.catalog.set_tenant(volume.volume_id, request.tenant)
+        parts.catalog.begin_protection(volume.volume_id)
+        if request.every_s:
+            parts.catalog.set_protection(volume.volume_id, every_s=request.every_s, keep=request.keep)
         syncs = [self._add_sync(volume.volume_id, peer.site_id) for peer in peers]
         self._wake()
         promise = next((one for one in parts.catalog.protections() if one.volume_id == volume.volume_id), None)

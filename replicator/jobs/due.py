@@ -102,12 +102,17 @@ def owed(catalog: Catalog) -> dict[SnapshotId, list[SiteSync]]:
 
 
 def volumes_to_snapshot(catalog: Catalog, sync: SiteSync, now_ns: int) -> list[Volume]:
-    """For a continuous sync: which of our volumes need a new snapshot for the promise to be kept."""
+    """For a continuous sync: which of our volumes need a new snapshot for the promise to be kept.
+
+    What is protected no more is not among "every volume".
+    """
     if not sync.terms.rpo_s or sync.terms.direction != PUSH or sync.paused or not sync.terms.open_hours.at(now_ns):
         return []
     found: list[Volume] = []
     for volume in catalog.volumes():
         if volume.path is None or sync.volume_id not in (EVERY_VOLUME, volume.volume_id):
+            continue
+        if sync.volume_id == EVERY_VOLUME and catalog.is_ended(volume.volume_id):
             continue
         if sync.terms.tenants and catalog.tenant_of(volume.volume_id) not in sync.terms.tenants:
             continue

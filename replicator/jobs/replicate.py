@@ -183,7 +183,8 @@ class SyncJobs:
     ) -> dict[str, Any] | None:
         """Wait for a link and begin; a link that breaks is waited for again, a few times.
 
-        None if the snapshot was pruned or deleted here while it waited its turn: that is nobody's failure.
+        None if the snapshot was pruned or deleted here while it waited its turn, or is not wanted any more: that is
+        nobody's failure.
         """
         assert self._parts.mesh is not None
         for tries_left in reversed(range(_TRIES)):
@@ -202,11 +203,21 @@ class SyncJobs:
 
     async def _bring(
         self, link: Link, sync: SiteSync, item: "Snapshot | Remote", context: JobContext
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | None:
         # Whoever sends blocks ahead of a snapshot ends at once when somebody waits here.
         context.progress.begin(f"waiting for {link.name}", unit="blocks")
         async with link.bulk_turn:
-            return await self._bring_now(link, sync, item, context)
+            order = self._as_it_stands(sync)
+            if order is None or not order.terms.wants(item.record):
+                return None
+            return await self._bring_now(link, order, item, context)
+
+    def _as_it_stands(self, sync: SiteSync) -> SiteSync | None:
+        """The order as it is by now; None if it has been ended. A job lives for hours when there is much to bring, and
+        what somebody has excluded meanwhile, say another tenant's, must not be brought by the terms of this morning."""
+        if not sync.sync_id:
+            return sync
+        return next((one for one in self._parts.catalog.syncs() if one.sync_id == sync.sync_id), None)
 
     async def _bring_now(
         self, link: Link, sync: SiteSync, item: "Snapshot | Remote", context: JobContext

@@ -11,9 +11,8 @@ from replicator.catalog.records import SnapshotRecord, sign_record
 from replicator.catalog.terms import TENANT
 from replicator.core.errors import UsageError
 from replicator.ingest.pipeline import take
-from replicator.ingest.sealer import Ahead
 from replicator.ingest.sources import Taken
-from replicator.jobs.ahead import sending_ahead
+from replicator.jobs.ahead import SendingAhead, sending_ahead
 from replicator.jobs.parts import Parts
 from replicator.jobs.pruning import prune_volume
 from replicator.jobs.runner import JobContext
@@ -55,8 +54,7 @@ class SnapshotJobs:
                         continue
                     snapshot_id = ids[-1]
                     context.progress.detail = volume.name
-                    early = ahead.of(volume, snapshot_id, self._tags(volume, context))
-                    signed.append(await self._take(volume, snapshot_id, context, lease, system_id, len(volumes), early))
+                    signed.append(await self._take(volume, snapshot_id, context, lease, system_id, len(volumes), ahead))
                 for record, result in signed:
                     name = await parts.offload.run(store_record, parts.store, lease, record)
                     publish_snapshot(parts.catalog, parts.store, lease, record, name)
@@ -92,10 +90,12 @@ class SnapshotJobs:
         lease: Lease,
         system_id: bytes,
         members: int,
-        ahead: Ahead,
+        ahead: SendingAhead,
     ) -> tuple[bytes, dict[str, Any]]:
         parts = self._parts
         taken_ns = parts.clock.now_ns()
+        # Read once: blocks go ahead by this label, and what went ahead for one tenant must not become another's.
+        tags = self._tags(volume, context)
         taken = await take(
             parts.sources.open(volume),
             store=parts.store,
@@ -105,7 +105,7 @@ class SnapshotJobs:
             clock=parts.clock,
             memo=parts.memo_folder and parts.memo_folder / volume.volume_id.hex(),
             config=replace(parts.ingest, image_block_bytes=volume.block_bytes or parts.ingest.image_block_bytes),
-            ahead=ahead,
+            ahead=ahead.of(volume, snapshot_id, tags),
         )
         record = SnapshotRecord(
             snapshot_id=snapshot_id,
@@ -120,7 +120,7 @@ class SnapshotJobs:
             entries=taken.entries,
             block_bytes=volume.block_bytes,
             consistency="crash",
-            tags=self._tags(volume, context),
+            tags=tags,
             system_id=system_id,
             system_size=members,
             skipped=len(taken.skipped),

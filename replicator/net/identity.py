@@ -115,8 +115,8 @@ def site_of_leaf(leaf_der: bytes | None) -> SiteId:
     """
     if leaf_der is None:
         raise Untrusted("The other side showed no certificate.")
-    leaf = x509.load_der_x509_certificate(leaf_der)
     try:
+        leaf = x509.load_der_x509_certificate(leaf_der)  # Stricter than OpenSSL, which has let it pass.
         names = leaf.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
         site = bytes.fromhex(str(names[0].value))
         Ed25519PublicKey.from_public_bytes(site).verify(leaf.signature, leaf.tbs_certificate_bytes)

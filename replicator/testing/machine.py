@@ -127,6 +127,15 @@ class MemoryMachine:
         if power.is_on:
             renew(self.disk, catalog, entropy=self._entropy)
 
+    def burn(self) -> None:
+        """All that was on the machine is gone, its key too: what starts here next is a new site of the same name."""
+        self.keys = MemoryKeys(self._entropy)
+        self.incarnation = self._entropy.token(16)
+        self.disk = MachineDisk()
+        self.sets = MemorySets()
+        self.databases.close()
+        self.sources.clear()
+
     def lose_catalog(self) -> None:
         """The catalogue's file is gone. The site comes back under a new incarnation, since it has lost state."""
         self.databases.lose(CATALOG.name)

@@ -109,9 +109,11 @@ class MemorySite:
 
     # -- what a user does -----------------------------------------------------------------
 
-    def protect(self, path: str, *, every_s: float = 0.0, keep: str = "", to: Sequence[str] = ()) -> str:
+    def protect(
+        self, path: str, *, every_s: float = 0.0, keep: str = "", to: Sequence[str] = (), tenant: str | None = None
+    ) -> str:
         """Protect a path of `sources`; returns the volume's name."""
-        request = ProtectRequest(path=path, every_s=every_s, keep=keep, to=list(to))
+        request = ProtectRequest(path=path, every_s=every_s, keep=keep, to=list(to), tenant=tenant)
         return str(self.view.protect(request)["volume"])
 
     async def job(self, kind: str, **args: Any) -> dict[str, Any]:

@@ -38,6 +38,10 @@ RIGHT: dict[str, bytes] = {
     "sealed blocks": SEALED * 3,
     "pairing code": b"rp1-00000000",
     "varint": b"\x85\x01",
+    "segment": b"torn" + SEALED * 2,
+    "difference": b"\x02\x00\x05",
+    "configuration": b'name = "home"\nlisten = "127.0.0.1:7421"\n',
+    "generation of a store": b"7\n",
     "seed index": struct.pack(">I", 3) + b"abc",
     "seed blocks": SEALED * 2,
 }

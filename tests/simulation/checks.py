@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import trio
 
 from replicator.catalog.model import Snapshot
+from replicator.catalog.terms import CONTINUOUS_TAG
 from replicator.core.errors import BlockMissing, ReplicatorError
 from replicator.testing.site import MemorySite
 from tests.simulation.damage import has_other_copy, is_sound
 from tests.simulation.memory import check_at_rest, check_queues
 from tests.simulation.model import Violation
+from tests.simulation.tenancy import check_carried
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 _BRIEFLY_S = 30.0
+_CONTINUOUS_KEPT = 10
 
 
 def check_always(world: World) -> None:
@@ -50,6 +54,7 @@ async def check_quiet(world: World) -> None:
         await _check_rest(site)
         check_at_rest(site)
     await _check_convergence(world)
+    check_carried(world)
 
 
 def _check_kept(world: World, site: MemorySite) -> None:
@@ -73,15 +78,16 @@ def _may_be_pruned(world: World, site: MemorySite, snapshot: Snapshot) -> bool:
     record = snapshot.record
     path = world.model(site).paths.get(record.volume_id)
     keeps = [one.keep for one in world.volumes_of(site) if one.path == path and one.every_s]
-    is_ours = site.catalog.current_key(record.origin) == site.catalog.current_key(site.machine.identity.site_id)
-    if not is_ours or not keeps or not keeps[0]:
-        return False
     newer = [
         one
         for one in world.model(site).seen.values()
         if one.record.volume_id == record.volume_id and one.record.sequence > record.sequence
     ]
-    return len(newer) >= keeps[0]
+    is_ours = site.catalog.current_key(record.origin) == site.catalog.current_key(site.machine.identity.site_id)
+    if not is_ours or not keeps:
+        return False
+    # Without a rule, what a continuous sync takes for itself is kept while it is of use.
+    return len(newer) >= (keeps[0] or (_CONTINUOUS_KEPT if CONTINUOUS_TAG in record.tags else math.inf))
 
 
 async def _check_restores(world: World, site: MemorySite) -> None:

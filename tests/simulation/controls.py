@@ -18,9 +18,11 @@ from protocol.wire.envelope import HEADER_BYTES, Buffer, Codec, Header, parse_he
 from protocol.wire.hashing import Kind, block_id
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.model import Protection
+from replicator.catalog.terms import SyncTerms
 from replicator.core.throttle import TokenBucket
 from replicator.jobs import pruning as pruning_module
 from replicator.jobs.collection import CollectionJobs
+from replicator.jobs.replicate import SyncJobs
 from replicator.jobs.scheduler import Scheduler
 from replicator.repair.ask import Healer
 from replicator.repair.scrub import Scrubber
@@ -106,6 +108,10 @@ _FAR_NS: Final = 1_767_225_600 * 10**9 + 3600 * 10**9
 """Later than any world lasts."""
 
 
+def _end_no_schedule(self: Catalog, volume_id: bytes) -> None:
+    self.set_fact(f"ended:{volume_id.hex()}", "yes")
+
+
 @dataclass(frozen=True, slots=True)
 class Control:
     """A guard that is taken away."""
@@ -125,6 +131,8 @@ _CARELESS: Final = Faults(deletes=3)
 _HOLDING: Final = {"snapshot": 10, "hold": 30}
 _TIDY: Final = {"change": 20, "snapshot": 20, "tidy": 20}
 """Much that is taken, and let go again, at the same time."""
+_TENANTS: Final = {"change": 20, "snapshot": 20, "label": 10, "refilter": 20, "leave": 5, "come": 10}
+"""Much that is changed about whose data is what, while it is carried."""
 CONTROLS: Final[dict[str, Control]] = {
     "a commit that does not flush": Control(lambda: [patch.object(MachineStore, "commit", _nothing)], 10, _CRASHES),
     "acknowledged before the commit": Control(
@@ -172,6 +180,18 @@ CONTROLS: Final[dict[str, Control]] = {
     ),
     "a scrub that takes no care": Control(
         lambda: [patch.object(Scrubber, "_take_care", _careless)], 10, Faults(rots=3, losses=3)
+    ),
+    "an order that looks at no tenant": Control(
+        lambda: [patch.object(SyncTerms, "wants_tags", lambda self, tags: not self.tags or set(self.tags) & set(tags))],
+        10,
+        Faults(),
+        _TENANTS,
+    ),
+    "an order that is looked up once": Control(
+        lambda: [patch.object(SyncJobs, "_as_it_stands", lambda self, sync: sync)], 40, _SLOW, _TENANTS
+    ),
+    "an unprotect that leaves the schedule on": Control(
+        lambda: [patch.object(Catalog, "end_protection", _end_no_schedule)], 10, Faults(), _TENANTS
     ),
     "a receipt that is never kept": Control(lambda: [patch.object(Catalog, "add_receipt", _nothing)], 5, Faults()),
 }

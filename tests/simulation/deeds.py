@@ -30,20 +30,20 @@ def chosen(site: MemorySite, step: Step) -> Snapshot | None:
 
 
 async def _change(world: World, step: Step) -> None:
-    if world.plan.volumes:
-        volume = world.plan.volumes[step.pick % len(world.plan.volumes)]
-        sources = world.site(volume.site).sources
+    volume = world.volumes[step.pick % len(world.volumes)]
+    sources = world.site(volume.site).sources
+    if volume.path in sources:
         sources[volume.path] = world.contents.change(sources[volume.path], random.Random(step.pick))  # type: ignore[arg-type]
 
 
 async def _snapshot(world: World, step: Step) -> None:
-    volume = world.plan.volumes[step.pick % len(world.plan.volumes)]
+    volume = world.volumes[step.pick % len(world.volumes)]
     site = world.site(volume.site)
     await world.attempt(site, "snapshot", lambda: site.snapshot(volume.path))
 
 
 async def _snapshot_all(world: World, step: Step) -> None:
-    site = world.site(world.plan.volumes[step.pick % len(world.plan.volumes)].site)
+    site = world.site(world.volumes[step.pick % len(world.volumes)].site)
     await world.attempt(site, "snapshot all", lambda: site.job("snapshot"))
 
 

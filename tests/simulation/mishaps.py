@@ -71,10 +71,9 @@ async def _clog(world: World, step: Step) -> None:
 async def start_again(world: World, site: MemorySite) -> None:
     """Switch on a machine that is off."""
     if site.down.is_set() and not site.is_up:
-        unfinished = site.machine.databases.connection("jobs.sqlite").execute(
-            "SELECT count(*) FROM jobs WHERE state = 'running'"
-        )
-        if unfinished.fetchone()[0]:
+        jobs = site.machine.databases.connection("jobs.sqlite")
+        is_new = not jobs.execute("SELECT 1 FROM sqlite_schema WHERE name = 'jobs'").fetchone()
+        if not is_new and jobs.execute("SELECT count(*) FROM jobs WHERE state = 'running'").fetchone()[0]:
             world.sometimes("job taken up again")
         while True:
             # Whoever supervises a node starts it again when it could not start: a disk may have been full.
@@ -175,8 +174,7 @@ async def _lose_catalog(world: World, step: Step) -> None:
     model.lost_catalogs += 1
     model.held.clear()
     # The rules lay in it; what the file says holds again.
-    for paces, rates in ((world.paces, world.plan.rates), (world.paces_in, world.plan.rates_in)):
-        paces[site.name].set_rate(rates[world.sites.index(site)])
+    world.forget_rates(site)
     # A snapshot whose record has rotted cannot be found again, and that is said.
     model.seen = {name: one for name, one in model.seen.items() if is_sound(site, one.record_block)}
     site.machine.lose_catalog()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
-ACTIVE_S: Final = 90.0
+ACTIVE_S: Final = 75.0
 """How long a round is lively before it becomes quiet."""
 
 
@@ -47,6 +47,8 @@ class Faults:
     rotations: int = 0
     narrowings: int = 0
     """Rights that a peer loses for a while."""
+    burns: int = 0
+    """Sites that are gone with all that was on them."""
 
     @classmethod
     def drawn(cls, chance: random.Random) -> "Faults":
@@ -57,7 +59,8 @@ class Faults:
             fragments=chance.random() < 0.5,
         )
         for field in fields(cls):
-            if field.type is int and chance.random() < 0.45:
+            # Who burns is drawn with the tenants, after all this.
+            if field.type is int and field.name != "burns" and chance.random() < 0.45:
                 drawn = replace(drawn, **{field.name: 1 if field.name == "lost_catalogs" else chance.randint(1, 3)})
         return drawn
 
@@ -88,6 +91,24 @@ class Volume:
     keep: int
     """The newest that are kept; 0 for no rule."""
     to: tuple[int, ...]
+    tenant: str = ""
+    comes_later: bool = False
+    """Nobody protects it in the beginning: its tenant comes (`tenants.py`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Onward:
+    """A standing order for every volume of a site, or for those of some tenants."""
+
+    source: int
+    target: int
+    is_push: bool
+    tenants: tuple[str, ...] = ()
+    """Nothing means all."""
+    cron: str = ""
+    rpo_s: float = 0.0
+    windows: str = ""
+    do_not_expire: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +118,8 @@ class Plan:
     seed: int
     sites: int
     pairs: tuple[tuple[int, int], ...]
-    onward: tuple[tuple[int, int], ...]
-    """Sites that pass on everything, and to whom."""
+    onward: tuple[Onward, ...]
+    """Sites that pass on what they have, and to whom."""
     volumes: tuple[Volume, ...]
     rates: tuple[int, ...]
     """Bytes a second that each site may send in bulk; 0 for no limit."""
@@ -129,6 +150,14 @@ _FAULT_VERBS: Final = {
 }  # fmt: skip
 
 
+TENANTS: Final = ("acme", "globex")
+_TENANT_VERBS: Final = {"label": 3, "refilter": 3, "leave": 2, "come": 3}
+"""The most of each in a round of a world with tenants."""
+_CRONS: Final = ("* * * * *", "*/2 * * * *")
+_WINDOWS: Final = ("00:00-00:02", "00:01-00:03", "00:00-23:00")
+"""A world begins at midnight, by its own clocks."""
+
+
 def make_plan(seed: int, *, faults: Faults | None = None, deeds: Mapping[str, int] | None = None) -> Plan:
     """The world of a seed; `faults` and `deeds` (by weight) replace what it would draw."""
     weights = deeds or _DEEDS
@@ -138,7 +167,8 @@ def make_plan(seed: int, *, faults: Faults | None = None, deeds: Mapping[str, in
     drawn = Faults.drawn(chance)
     rounds = chance.choice((2, 2, 3))
     volumes = tuple(_volume(number, sites, pairs, chance) for number in range(chance.randint(2, 4)))
-    onward = tuple(pair for pair in pairs if chance.random() < 0.3)
+    # Half of these are pushed, half are pulled.
+    onward = tuple(Onward(source=a, target=b, is_push=(a + b) % 2 == 1) for a, b in pairs if chance.random() < 0.3)
     old = tuple(site for site in range(sites) if chance.random() < 0.5) if chance.random() < 0.35 else ()
     rates_in = tuple(chance.choice((0, 0, 0, 30_000)) for _ in range(sites))
     rates = tuple(chance.choice((0, 0, 20_000, 200_000)) for _ in range(sites))
@@ -149,8 +179,7 @@ def make_plan(seed: int, *, faults: Faults | None = None, deeds: Mapping[str, in
         for name, verb in _FAULT_VERBS.items():
             verbs += [verb] * getattr(faults or drawn, name)
         steps += [_step(number, verb, sites, chance) for verb in verbs]
-    steps.sort(key=lambda step: (step.round, step.at_s))
-    return Plan(
+    plan = Plan(
         seed=seed,
         sites=sites,
         pairs=pairs,
@@ -161,8 +190,65 @@ def make_plan(seed: int, *, faults: Faults | None = None, deeds: Mapping[str, in
         old=() if faults == Faults() else old,
         rounds=rounds,
         faults=faults or drawn,
-        steps=tuple(replace(step, number=number) for number, step in enumerate(steps)),
+        steps=tuple(steps),
     )
+    # By a chance of their own: whatever comes to be drawn here leaves all that is above as it was.
+    later = random.Random(f"later {seed}")
+    if later.random() < 0.5 if deeds is None else bool(_TENANT_VERBS.keys() & deeds.keys()):
+        plan = _with_tenants(plan, later, own_steps=deeds is None)
+    if later.random() < 0.5 and deeds is None:
+        plan = _on_schedules(plan, later)
+    return _in_order(_with_takeovers(plan, later, burns=1 if later.random() < 0.3 else 0) if faults is None else plan)
+
+
+def _with_tenants(plan: Plan, chance: random.Random, *, own_steps: bool) -> Plan:
+    """Whose data each volume is, and orders that are only for some of it."""
+    orders = {(one.source, one.target): one for one in plan.onward if chance.random() < 0.3}
+    for a, b in plan.pairs:
+        for source, target in ((a, b), (b, a)):
+            if (source, target) not in orders and chance.random() < 0.5:
+                filtered = Onward(
+                    source=source, target=target, is_push=chance.random() < 0.7, tenants=(chance.choice(TENANTS),)
+                )
+                orders[source, target] = filtered
+    volumes = [
+        replace(one, tenant=chance.choice((*TENANTS, *TENANTS, "")), comes_later=chance.random() < 0.2)
+        for one in plan.volumes
+    ]
+    steps = [
+        _step(number, verb, plan.sites, chance)
+        for number in range(plan.rounds if own_steps else 0)
+        for verb, most in _TENANT_VERBS.items()
+        for _ in range(chance.randint(0, most))
+    ]
+    return replace(plan, onward=tuple(orders.values()), volumes=tuple(volumes), steps=(*plan.steps, *steps))
+
+
+def _on_schedules(plan: Plan, chance: random.Random) -> Plan:
+    """Some standing orders run by the clock, continuously, or within hours only."""
+    orders = [
+        replace(
+            one,
+            cron=chance.choice(_CRONS) if (sort := chance.randrange(5)) == 0 else "",
+            rpo_s=chance.choice((15.0, 45.0)) if sort == 1 and one.is_push else 0.0,
+            windows=chance.choice(_WINDOWS) if sort in (0, 2) else "",
+            do_not_expire=one.is_push and chance.random() < 0.3,
+        )
+        for one in plan.onward
+    ]
+    return replace(plan, onward=tuple(orders))
+
+
+def _with_takeovers(plan: Plan, chance: random.Random, *, burns: int) -> Plan:
+    """Sites that others go on for: because they burn, or because somebody wants it so."""
+    verbs = ["burn"] * burns + ["take_over"] * (chance.random() < 0.3)
+    steps = [_step(chance.randrange(plan.rounds), verb, plan.sites, chance) for verb in verbs]
+    return replace(plan, faults=replace(plan.faults, burns=burns), steps=(*plan.steps, *steps))
+
+
+def _in_order(plan: Plan) -> Plan:
+    steps = sorted(plan.steps, key=lambda step: (step.round, step.at_s))
+    return replace(plan, steps=tuple(replace(step, number=number) for number, step in enumerate(steps)))
 
 
 def _pairs(sites: int, chance: random.Random) -> tuple[tuple[int, int], ...]:

@@ -14,6 +14,8 @@ from tests.simulation.damage import has_other_copy
 from tests.simulation.mishaps import start_again
 from tests.simulation.model import Violation
 from tests.simulation.people import give_rights_back
+from tests.simulation.standing import set_standing
+from tests.simulation.takeover import come_home
 from tests.simulation.watch import read_history
 from tests.simulation.whole import is_rightly_lost
 
@@ -34,8 +36,9 @@ async def become_quiet(world: World) -> None:
     world.look()
     await _settle(world, "new keys", lambda: [site.name for site in world.sites if _has_key_to_come(site)])
     await _pair_again(world)
+    await come_home(world)
     for site in world.sites:
-        world.set_standing(site, lively=False)
+        set_standing(world, site, lively=False)
         for sync in site.catalog.syncs():
             site.view.syncs.pause(sync.sync_id, paused=False)
     await _settle(world, "jobs", lambda: [s.name for s in world.sites if _busy(s)])

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from protocol.messages.versions import CURRENT
+from replicator.jobs.due import pending_snapshots
 from replicator.net.pacing import OUT
+from replicator.testing.site import MemorySite
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -25,9 +27,18 @@ def watch(world: World) -> None:
             world.sometimes("dial refused")
         if any(link.connection.version < CURRENT for link in mesh.connected()):
             world.sometimes("spoke the version before")
+        if world.waits_for_hours and not world.markers.reached["waited for its window"]:
+            _look_at_windows(world, site)
         for view in site.node.jobs.running():
             if view.progress is not None and "the link broke" in view.progress.phase:
                 world.sometimes("sync waited for a link")
+
+
+def _look_at_windows(world: World, site: MemorySite) -> None:
+    now, receipts = site.machine.clock.now_ns(), site.catalog.receipts()
+    for sync in site.catalog.syncs():
+        if not sync.terms.open_hours.at(now) and pending_snapshots(site.catalog, sync, receipts):
+            world.sometimes("waited for its window")
 
 
 def read_history(world: World) -> None:
@@ -36,7 +47,7 @@ def read_history(world: World) -> None:
         failed: set[str] = set()
         for view in reversed(site.node.jobs.views(limit=1000)):
             row = view.row
-            if row.kind != "sync":
+            if row.kind != "sync" or "sync" not in row.args:
                 continue
             name = row.args["sync"]
             if row.state == "failed":

@@ -19,8 +19,8 @@ import structlog
 import trio
 
 from protocol.messages.versions import OLDEST
-from replicator.api.schema import SyncRequest
-from replicator.catalog.records import SnapshotRecord, verify_signature
+from replicator.catalog.model import Snapshot
+from replicator.catalog.records import verify_signature
 from replicator.core.errors import ReplicatorError
 from replicator.ingest.config import IngestConfig
 from replicator.testing.determinism import run_in_virtual_time
@@ -36,11 +36,16 @@ from tests.simulation.pace import PaceWatch
 from tests.simulation.people import PEOPLE
 from tests.simulation.plan import ACTIVE_S, Plan, Step, Volume, make_plan
 from tests.simulation.quiet import become_quiet
+from tests.simulation.standing import set_standing
+from tests.simulation.takeover import TAKEOVERS
+from tests.simulation.tenancy import Place, Tenancy, note_snapshot
+from tests.simulation.tenants import TENANT_DEEDS
 from tests.simulation.trace import Trace
 from tests.simulation.watch import watch
 from tests.simulation.whole import Needs, check_whole
 
 T = TypeVar("T")
+_VERBS: Final = {**DEEDS, **MISHAPS, **PEOPLE, **TENANT_DEEDS, **TAKEOVERS}
 _BUGS = frozenset(("job.bug", "worker.bug", "link.bug", "api.bug"))
 """What the product itself calls a mistake of ours."""
 _VERIFY_ONCE: Final = lru_cache(maxsize=4096)(verify_signature)
@@ -85,17 +90,24 @@ class World:
         self.contents = Sources(plan.seed)
         self.mesh = MemoryMesh(plan.seed, ingest=SMALL, pause_s=self._pause_s)
         self.needs = Needs()
+        self.volumes = list(plan.volumes)
+        """What is protected, by whom: those of the plan, and those that a site goes on with for another."""
+        self.tenancy = Tenancy()
+        self.taken_over: dict[Place, Volume] = {}
+        """Where a volume belongs, and whose turn it is instead."""
         self.models: dict[str, SiteModel] = {}
         self.paces: dict[str, PaceWatch] = {}
         self.paces_in: dict[str, PaceWatch] = {}
         self.problems: list[str] = []
         self._writes, self._began = 0, 0.0
+        self.waits_for_hours = any(one.windows for one in plan.onward)
         self.is_lively = self.is_looked_at = False
         self.held_back: set[str] = set()
         """Sites that run the release before."""
         self.restarting: set[str] = set()
         self.ever_crashed: set[str] = set()
         self.ever_full: set[str] = set()
+        self.burnt: set[str] = set()
 
     # -- names ----------------------------------------------------------------------------
 
@@ -114,7 +126,7 @@ class World:
         return {(f"site-{x}", f"site-{y}") for a, b in self.plan.pairs for x, y in ((a, b), (b, a))}
 
     def volumes_of(self, site: MemorySite) -> list[Volume]:
-        return [one for one in self.plan.volumes if self.site(one.site) is site]
+        return [one for one in self.volumes if self.site(one.site) is site]
 
     def sometimes(self, name: str) -> None:
         self.markers.sometimes(name)
@@ -168,13 +180,17 @@ class World:
                 for volume in site.catalog.volumes():
                     if volume.path is not None:
                         model.paths[volume.volume_id] = volume.path.decode()
+                        self.tenancy.whose[volume.volume_id] = (site.name, volume.path.decode())
                 for snapshot in site.catalog.snapshots():
                     if snapshot.snapshot_id not in model.seen:
                         model.seen[snapshot.snapshot_id] = snapshot
-                        self._note_taken(site, snapshot.record)
+                        self._note_taken(site, snapshot)
 
-    def _note_taken(self, site: MemorySite, record: SnapshotRecord) -> None:
-        if site.catalog.current_key(record.origin) == site.catalog.current_key(site.machine.identity.site_id):
+    def _note_taken(self, site: MemorySite, snapshot: Snapshot) -> None:
+        record = snapshot.record
+        is_own = site.catalog.current_key(record.origin) == site.catalog.current_key(site.machine.identity.site_id)
+        note_snapshot(self, site, snapshot, is_own=is_own)
+        if is_own:
             self.sometimes(f"snapshot of {'a tree' if record.kind == 'tree' else 'an image'}")
             if record.system_id:
                 self.sometimes("snapshot of several volumes")
@@ -252,30 +268,26 @@ class World:
             await self.mesh.pair(self.site(a), self.site(b))
         for volume in self.plan.volumes:
             self.site(volume.site).sources[volume.path] = self.contents.make(volume.kind, self.chance)
-        for site in self.sites:
-            self.set_standing(site, lively=True)
+            if volume.comes_later:
+                self.tenancy.away[f"site-{volume.site}", volume.path] = frozenset()
+            else:
+                place = (f"site-{volume.site}", volume.path)
+                self.tenancy.is_labelled(place, self.tenancy.may_be_labelled(place, volume.tenant))
 
     def _pause_s(self) -> float:
         """How long a worker thread takes: so that what was begun first may end last. Not while everything is at rest
         and only looked at: then nothing else is under way that it could be in the order of."""
         return 0.0 if self.is_looked_at else self.chance.choice((0.0, 0.0005, 0.004, 0.03))
 
-    def set_standing(self, site: MemorySite, *, lively: bool) -> None:
-        """The schedules and syncs of a site, as the plan has them. Quiet means a schedule that is not due for long."""
-        known = {peer.name for peer in site.catalog.peers.all()}
-        for volume in self.volumes_of(site):
-            to = [f"site-{number}" for number in volume.to if f"site-{number}" in known]
-            every_s = volume.every_s if lively or not volume.every_s else 10_000_000.0
-            site.protect(volume.path, every_s=every_s, keep=str(volume.keep) if volume.keep and every_s else "", to=to)
-        for source, target in self.plan.onward:
-            # Half of these are pushed, half are pulled.
-            here, there = (source, target) if (source + target) % 2 else (target, source)
-            if f"site-{here}" == site.name and f"site-{there}" in known:
-                pushes = here == source
-                site.view.syncs.add(SyncRequest(to=f"site-{there}") if pushes else SyncRequest(source=f"site-{there}"))
+    def forget_rates(self, site: MemorySite) -> None:
+        """The rules that people had set are gone; what the file says holds again."""
+        for paces, rates in ((self.paces, self.plan.rates), (self.paces_in, self.plan.rates_in)):
+            paces[site.name].set_rate(rates[self.sites.index(site)])
 
     async def _live(self, number: int) -> None:
         self.is_lively = True
+        for site in self.sites:
+            set_standing(self, site, lively=True)
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_looking)
@@ -299,7 +311,7 @@ class World:
 
     async def _do(self, step: Step) -> None:
         self.trace.note(f"step {step.number} {step.verb} {step.site} {step.other} {step.amount:.3f}")
-        verb = DEEDS.get(step.verb) or MISHAPS.get(step.verb) or PEOPLE[step.verb]
+        verb = _VERBS[step.verb]
         await verb(self, step)
         self.look()
 

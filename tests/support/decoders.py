@@ -9,23 +9,39 @@ from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
 
+from blake3 import blake3
+
 from protocol.errors import ProtocolError
+from protocol.ids import BLOCK_ID_BYTES, BlockId
 from protocol.machines.connection import Connection
 from protocol.merkle import cells, codes
 from protocol.messages.registry import decode, encode
+from protocol.messages.snapshots import DiffNumbers
 from protocol.wire.envelope import parse_header, unseal, walk
 from protocol.wire.frames import FRAME_HEADER_BYTES, parse_frame_header
+from replicator.app.config import StateFolder, load_config
+from replicator.app.keys import KeyFolder
 from replicator.catalog.manifest.entries import decode_entry, encode_entry
-from replicator.catalog.manifest.nodes import decode_node, encode_node
+from replicator.catalog.manifest.nodes import Shape, decode_node, encode_node
 from replicator.catalog.records import open_record
 from replicator.core.errors import ReplicatorError
 from replicator.index.roots import pack_roots, unpack_roots
+from replicator.index.shelf import Shelf
+from replicator.ingest.config import IngestConfig
+from replicator.ingest.memo import MemoReader
+from replicator.ingest.sources import TreeSource
+from replicator.ingest.witness import load_seen
+from replicator.net.identity import Identity, site_of_leaf
 from replicator.net.pairing import PairingCode
 from replicator.net.site_record import open_card
+from replicator.store.layout import StoreLayout
 from replicator.store.ledger.log import read_log
 from replicator.store.ledger.manifest import read_manifest, write_manifest
+from replicator.store.ledger.rows import RECORD, unpack_record
 from replicator.store.ledger.run import Run
-from replicator.sync.difference import read_varint
+from replicator.store.replay import sound_blocks
+from replicator.store.sums import SumFiles
+from replicator.sync.difference import DifferenceReader, read_varint
 from replicator.sync.seed import _batches, _read_index
 from tests.support.wire import connection, greeted
 
@@ -87,6 +103,35 @@ def _manifest(path: Path) -> None:
     assert read_manifest(again) == found
 
 
+def _sums(path: Path) -> None:
+    # As with the manifest: what lies behind the checksum has to be sound as well.
+    path.write_bytes(path.read_bytes() + blake3(path.read_bytes()).digest())
+    files = SumFiles(path.parent)
+    found = files.load(1)
+    files.save(1, found)
+    assert files.load(1) == sorted(found)
+
+
+def _segment(path: Path) -> None:
+    with path.open("rb") as file:
+        for header, offset in sound_blocks(file.fileno(), 0, path.stat().st_size, unreadable=[]):
+            assert offset + header.sealed_bytes <= path.stat().st_size
+
+
+def _memo(path: Path) -> None:
+    reader = MemoReader(path, IngestConfig(), TreeSource(path=path.parent))
+    try:
+        reader.end()
+    finally:
+        reader.close()
+
+
+def _difference(data: bytes) -> None:
+    """One message of numbers: the first byte says how many ids there are."""
+    ids = bytes(range(BLOCK_ID_BYTES)) * (data[0] if data else 0)
+    list(DifferenceReader(Shape.NUMBERS).changes(DiffNumbers(ids=ids, gaps=data[1:])))
+
+
 def _run(path: Path) -> None:
     run = Run(path, level=0)
     for number in range(run.stretches_count):
@@ -116,6 +161,18 @@ DECODERS: dict[str, Decoder] = {
     "ledger log": _in_file("00000001.log", lambda path: list(read_log(path))),
     "ledger run": _in_file("00000001.run", _run),
     "ledger manifest": _in_file("manifest", _manifest),
+    "ledger record": lambda data: unpack_record(data[: RECORD.size].ljust(RECORD.size, b"\0")),
+    "segment": _in_file("00000001.seg", _segment),
+    "sums of a segment": _in_file("00000001.sums", _sums),
+    "generation of a store": _in_file("generation", lambda path: StoreLayout(path.parent).read_generation()),
+    "ids of a snapshot": _in_file(f"{'00' * 32}.ids", lambda path: Shelf(path.parent).get(BlockId(bytes(32)))),
+    "image as it was": _in_file("seen", load_seen),
+    "tree as it was": _in_file("memo", _memo),
+    "difference": _difference,
+    "certificate": site_of_leaf,
+    "key of a site": _in_file("identity.key", Identity.load),
+    "history of keys": _in_file("identity.history", lambda path: KeyFolder(StateFolder(path.parent)).remembered()),
+    "configuration": _in_file("config.toml", load_config),
     "seed index": _in_file("snapshots", lambda path: _read_index(path.parent)),
     "seed blocks": _in_file("blocks-000001", lambda path: list(_batches(path.parent))),
 }

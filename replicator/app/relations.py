@@ -122,7 +122,8 @@ def _answer_peers(
         orphans=relations.orphans,
         on_settled=on_settled,
     )
-    server = Server(store=parts.store, catalog=parts.catalog, reader=parts.reader, offload=parts.offload, heal=heal)
+    walks = relations.syncs.walks
+    server = Server(store=parts.store, catalog=parts.catalog, walks=walks, offload=parts.offload, heal=heal)
     early = EarlyReceiver(store=parts.store, offload=parts.offload, pace=relations.pace)
     guardian = Guardian(store=parts.store, catalog=parts.catalog, offload=parts.offload, clock=parts.clock)
     handlers: Handlers = {

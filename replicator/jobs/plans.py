@@ -14,7 +14,17 @@ from replicator.core.errors import Refused
 from replicator.jobs.parts import Parts
 from replicator.net.link import Link
 from replicator.net.pacing import IN, OUT
-from replicator.sync.plan import Sample, SyncPlan, changed_blocks, make_plan, probe, remote_difference
+from replicator.sync.plan import (
+    SAMPLE_AHEAD_MAX,
+    SAMPLE_MAX,
+    Sample,
+    SyncPlan,
+    changed_blocks,
+    make_plan,
+    probe,
+    remote_difference,
+)
+from replicator.sync.walks import Walks
 
 _MEMORY: Final = 0.5
 """How much the last sync counts for what is usual: the network of an hour ago is not that of last week."""
@@ -23,8 +33,9 @@ _MEMORY: Final = 0.5
 class Planner:
     """Plans, and remembers how fast each peer usually is."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, walks: Walks) -> None:
         self._parts = parts
+        self._walks = walks
         self._usual: dict[SiteId, float] = {}
 
     def note_rate(self, site: SiteId, *, count: int, took_s: float) -> None:
@@ -35,8 +46,9 @@ class Planner:
             self._usual[site] = rate if before is None else _MEMORY * rate + (1 - _MEMORY) * before
 
     async def plan_push(self, link: Link, sync: SiteSync, snapshot: Snapshot) -> SyncPlan:
-        """What it will take to bring a snapshot of ours to the peer.
+        """What it will take to bring a snapshot of ours to the peer: what is still missing there, now.
 
+        Of one whose blocks were sent ahead that is what did not go in time, and what lay here before.
         Raises `Refused` if the peer runs a release that cannot be asked, or does not let us ask.
         """
         parts = self._parts
@@ -49,9 +61,14 @@ class Planner:
             if (one.snapshot_id, link.peer) in receipts
         ]
         base = BlockId(proven[-1].record.root) if proven else None
-        sample = await changed_blocks(parts.reader, snapshot.record, base)
+        ahead = link.sent_ahead.get(snapshot.snapshot_id)
+        most = SAMPLE_MAX if ahead is None else SAMPLE_AHEAD_MAX
+        sample = await changed_blocks(self._walks, snapshot.record, base, sample_max=most)
         lacking = await probe(link, sample)
-        return self._finish(sync, snapshot.record, sample, lacking, from_base=base is not None, way=OUT)
+        ahead_bytes = 0 if ahead is None else ahead[1]
+        return self._finish(
+            sync, snapshot.record, sample, lacking, from_base=base is not None, way=OUT, ahead_bytes=ahead_bytes
+        )
 
     async def plan_pull(self, link: Link, sync: SiteSync, record: SnapshotRecord) -> SyncPlan:
         """What it will take to fetch a snapshot of the peer."""
@@ -74,6 +91,7 @@ class Planner:
         *,
         from_base: bool,
         way: str,
+        ahead_bytes: int = 0,
     ) -> SyncPlan:
         parts, counted = self._parts, self._parts.store.statistics()
         assert parts.mesh is not None
@@ -83,6 +101,7 @@ class Planner:
             record,
             sample,
             lacking,
+            ahead_bytes=ahead_bytes,
             packed_ratio=counted.sealed_bytes / counted.body_bytes if counted.body_bytes else 1.0,
             from_base=from_base,
             now_ns=parts.clock.now_ns(),

@@ -33,6 +33,7 @@ from replicator.sync.orphans import Orphans
 from replicator.sync.plan import SyncPlan
 from replicator.sync.pull import Pulled, Remote, list_remote, plan_pull, pull
 from replicator.sync.receive import Receiver
+from replicator.sync.walks import Walks
 
 _LINK_WAIT_S = 20.0
 _FAILED_MAX: Final = 8
@@ -65,7 +66,8 @@ class SyncJobs:
         self._parts = parts
         self._receiving = receiving
         self.line = PriorityLine()
-        self.planner = Planner(parts)
+        self.walks = Walks(parts.reader)
+        self.planner = Planner(parts, self.walks)
 
     async def run(self, context: JobContext) -> dict[str, Any]:
         parts = self._parts
@@ -75,7 +77,8 @@ class SyncJobs:
         try:
             # What the peer is fetching may be deleted here meanwhile.
             async with pinned(parts.store, f"sync with {parts.catalog.peers.name_of(sync.peer)}"):
-                return await self._work(sync, context)
+                with self.walks.kept():
+                    return await self._work(sync, context)
         except ProtocolError as error:
             raise self._noted(sync, PeerError(f"{parts.catalog.peers.name_of(sync.peer)}: {error.why}.")) from error
         except ReplicatorError as error:
@@ -269,8 +272,8 @@ class SyncJobs:
 
     async def _plan(self, link: Link, sync: SiteSync, item: "Snapshot | Remote", progress: Progress) -> SyncPlan | None:
         """For the history. A pull is not planned: to read its difference is most of the work that it saves."""
-        if not isinstance(item, Snapshot) or item.snapshot_id in link.sent_ahead:
-            return None  # Of what was sent ahead, every block has been asked about already.
+        if not isinstance(item, Snapshot):
+            return None
         progress.begin(f"planning with {link.name}", unit="blocks")
         try:
             with trio.move_on_after(_PLAN_S):

@@ -163,11 +163,23 @@ def _of_peers(parts: Parts, mesh: Mesh) -> Iterator[Alert]:
     for peer in parts.catalog.peers.all():
         if mesh.link_to(peer.site_id) is not None:
             continue
+        if (other := mesh.replaced_by.get(peer.site_id)) is not None:
+            yield _of_replaced(peer.name, parts.catalog.peers.name_of(other))
+            continue
         quiet_s = (now - (peer.last_seen_ns or peer.added_ns)) / 1e9
         if quiet_s > _QUIET_S:
             text = f"Nothing was heard of {peer.name} for {format_span(quiet_s)}."
             why = mesh.dial_errors.get(peer.site_id, "")
             yield Alert("peer_quiet", peer.name, f"{text} {why}".strip(), "Is its node up and reachable?")
+
+
+def _of_replaced(old: str, new: str) -> Alert:
+    text = f"{new} answers where {old} was. If that site was made anew, {old} is dialled in vain and never comes back."
+    hint = (
+        f"If so, forget it and its syncs: `replicator pair revoke {old}`; then `replicator sync add --to {new}`. "
+        "If both exist, pair the one again whose address has changed."
+    )
+    return Alert("peer_replaced", old, text, hint)
 
 
 def _of_expectations(parts: Parts) -> Iterator[Alert]:

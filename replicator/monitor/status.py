@@ -96,10 +96,16 @@ def _peers(sources: StatusSources, now: int) -> list[dict[str, Any]]:
                 if peer.introduced_by is None
                 else sources.parts.catalog.peers.name_of(peer.introduced_by),
                 "last_seen_s": 0.0 if link is not None else _age(now, peer.last_seen_ns),
+                "replaced_by": sources.name_of(other) if (other := _other(sources, peer.site_id)) is not None else None,
                 "problem": "" if link is not None else sources.mesh.dial_errors.get(peer.site_id, ""),
             }
         )
     return page
+
+
+def _other(sources: StatusSources, site: SiteId) -> SiteId | None:
+    """The peer that answers at an unlinked one's address."""
+    return None if sources.mesh.link_to(site) is not None else sources.mesh.replaced_by.get(site)
 
 
 def _volumes(sources: StatusSources, now: int, receipts: Receipts, members: set[SiteId]) -> list[dict[str, Any]]:

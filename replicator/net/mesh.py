@@ -63,6 +63,9 @@ class Mesh:
         self.greeting = Greeting()
         self.address = config.listen
         self.dial_errors: dict[SiteId, str] = {}
+        self.replaced_by: dict[SiteId, SiteId] = {}
+        """Peers at whose address another peer answers: as a rule the same site, made anew and paired under a new key.
+        Only a person can tell, so the old one is dialled until it is linked again or forgotten."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -260,11 +263,15 @@ class Mesh:
         except StoreError as error:
             get_logger().warning("peer.not_noted", error=str(error))
 
+    def _forget_errors(self, site: SiteId) -> None:
+        self.dial_errors.pop(site, None)
+        self.replaced_by.pop(site, None)
+
     async def _announce(self, link: Link) -> None:
         await link.ready.wait()
         if not link.is_open:
             return
-        self.dial_errors.pop(link.peer, None)
+        self._forget_errors(link.peer)
         self._notify()
         while True:
             self._note_incarnation(link)
@@ -310,6 +317,13 @@ class Mesh:
             await trio.sleep(pause * (0.5 + fraction(self._entropy)))
             pause = min(pause * 2, _DIAL_MOST_S)
         dialled.discard(site)
+        self._forget_errors(site)
+
+    def _note_other(self, site: SiteId, found: SiteId, address: str) -> None:
+        """A peer's address is answered by another one. (Not so if that is its own new key: it goes by that by now.)"""
+        if site in self._known_peers():
+            self.dial_errors[site] = f"{address} is another peer, {self._book.name_of(found)}"
+            self.replaced_by[site] = found
 
     async def _dial(self, site: SiteId, address: str) -> bool:
         """Dial and serve one link to its end. Returns whether it came about at all.
@@ -330,7 +344,7 @@ class Mesh:
         if found != site:
             if found is not None:
                 self._recognise(found)
-                self.dial_errors[site] = f"{address} is another peer, {self._book.name_of(found)}"
+                self._note_other(site, found, address)
             await line.close()
             return False
         link = await self._run_link(line, site, is_dialer=True, address=address)

@@ -6,7 +6,7 @@ to ask about block by block, a sample is asked for, chosen by the blocks' own ha
 answer is scaled up; the plan then says that it is an estimate.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,19 +16,21 @@ from protocol.limits import HAVE_ROOTS_MAX, WANT_BLOCKS_MAX
 from protocol.messages.mesh import ProbeAnswer, ProbeBlocks
 from protocol.messages.snapshots import DiffBase, WantDiff
 from protocol.wire.frames import Lane
-from replicator.catalog.manifest.entries import decode_entry
+from replicator.catalog.manifest.entries import decode_entry, pieces_of
 from replicator.catalog.manifest.nodes import Shape
-from replicator.catalog.manifest.walk import diff, entries
+from replicator.catalog.manifest.walk import entries
 from replicator.catalog.records import SnapshotRecord
 from replicator.core.timetable import Timetable
 from replicator.core.units import format_size, format_span
 from replicator.net.link import Link
-from replicator.store.ports import BlockReader
 from replicator.sync.difference import DifferenceReader
 from replicator.sync.incoming import lacking_ids
+from replicator.sync.walks import Walks
 
-_SAMPLE_MAX: Final = 32 * 1024
+SAMPLE_MAX: Final = 32 * 1024
 """Ids that are asked for: a mebibyte of questions. The error of an estimate from so many is under one percent."""
+SAMPLE_AHEAD_MAX: Final = 4 * 1024
+"""Of a snapshot whose blocks were sent ahead, and asked about one by one: little is left, and so is the error small."""
 _STEP_S: Final = 300.0
 _HORIZON_S: Final = 31 * 86_400.0
 """Longer than this, and the number of days is of no use to anybody."""
@@ -44,6 +46,8 @@ class SyncPlan:
     """Blocks of it that the common base does not name."""
     seed_bytes: int
     """Of these, what the destination has all the same: from other volumes, or from an attempt that was cut."""
+    ahead_bytes: int
+    """Of these, what has been sent already, while the snapshot was being taken."""
     missing_bytes: int
     """What will be sent."""
     missing_blocks: int
@@ -77,12 +81,13 @@ class Sample:
     sizes: dict[BlockId, int] = field(default_factory=dict)
     level: int = 0
     """Each level halves the part. A hash is as good as a die, and the same block is drawn each time or never."""
+    most: int = SAMPLE_MAX
 
     def add(self, block: BlockId, size: int) -> None:
         if block == ZERO_BLOCK or not self._is_drawn(block):
             return
         self.sizes[block] = size
-        while len(self.sizes) > _SAMPLE_MAX:
+        while len(self.sizes) > self.most:
             self.level += 1
             self.sizes = {one: size for one, size in self.sizes.items() if self._is_drawn(one)}
 
@@ -94,17 +99,16 @@ class Sample:
         return 1 << self.level
 
 
-async def changed_blocks(reader: BlockReader, record: SnapshotRecord, base: BlockId | None) -> Sample:
+async def changed_blocks(
+    walks: Walks, record: SnapshotRecord, base: BlockId | None, *, sample_max: int = SAMPLE_MAX
+) -> Sample:
     """The blocks that a snapshot names and a base does not, as far as manifests tell. Both are here."""
-    sample = Sample()
-    changes: AsyncIterator[tuple[bytes, bytes | None]] = (
-        entries(reader, record.root, record.shape) if base is None else diff(reader, base, record.root, record.shape)
-    )
-    async for _, value in changes:
+    sample = Sample(most=sample_max)
+    async for _, value in walks.changes(record, base):
         if value is None:
             continue
         for root in _note(sample, record, value):
-            async for _, piece in entries(reader, root, Shape.PIECES):
+            async for _, piece in entries(walks.reader, root, Shape.PIECES):
                 sample.add(BlockId(piece[:BLOCK_ID_BYTES]), int.from_bytes(piece[BLOCK_ID_BYTES:], "big"))
     return sample
 
@@ -114,10 +118,10 @@ def _note(sample: Sample, record: SnapshotRecord, value: bytes) -> list[BlockId]
     if record.shape is Shape.NUMBERS:
         sample.add(BlockId(value[:BLOCK_ID_BYTES]), record.block_bytes)
         return []
-    entry = decode_entry(value)
-    for block, size in zip(entry.block_ids(), entry.lengths, strict=False):
-        sample.add(block, size)
-    return [BlockId(entry.pieces_root)] if entry.pieces_root else []
+    lengths, ids, root = pieces_of(value)
+    for number, size in enumerate(lengths):
+        sample.add(BlockId(ids[number * BLOCK_ID_BYTES : (number + 1) * BLOCK_ID_BYTES]), size)
+    return [BlockId(root)] if root else []
 
 
 async def remote_difference(link: Link, record: SnapshotRecord, have_roots: Sequence[bytes]) -> tuple[Sample, bool]:
@@ -163,6 +167,7 @@ def make_plan(
     sample: Sample,
     lacking: set[BlockId],
     *,
+    ahead_bytes: int,
     packed_ratio: float,
     from_base: bool,
     now_ns: int,
@@ -178,7 +183,8 @@ def make_plan(
     return SyncPlan(
         logical_bytes=record.size_bytes,
         changed_bytes=changed,
-        seed_bytes=changed - missing,
+        seed_bytes=max(0, changed - missing - ahead_bytes),
+        ahead_bytes=ahead_bytes,
         missing_bytes=missing,
         missing_blocks=len(lacking) * sample.factor,
         is_estimate=sample.level > 0,

@@ -5,7 +5,7 @@ piece of memory they were read into. What turns out to be broken here is healed 
 peer has it, so a rotten block is not a failed sync.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -16,13 +16,13 @@ from protocol.messages.registry import Message
 from protocol.messages.snapshots import DiffBase, ListSnapshots, SnapshotList, WantDiff
 from protocol.wire.envelope import Buffer, walk
 from replicator.catalog.catalog import Catalog
-from replicator.catalog.manifest.walk import diff, entries
 from replicator.core.errors import BlockMissing
 from replicator.core.ports import Offload
 from replicator.net.link import Stream
-from replicator.store.ports import BlockReader, BlockStore, Fault, SealedRuns
+from replicator.store.ports import BlockStore, Fault, SealedRuns
 from replicator.sync.bases import Bases
-from replicator.sync.difference import Change, to_messages
+from replicator.sync.difference import to_messages
+from replicator.sync.walks import Walks
 
 Heal = Callable[[Sequence[Fault]], Awaitable[None]]
 """Try to get sound copies of broken blocks from other peers."""
@@ -35,12 +35,10 @@ _LIST_BATCH: Final = 100
 class Server:
     """Answers what a receiver asks."""
 
-    def __init__(
-        self, *, store: BlockStore, catalog: Catalog, reader: BlockReader, offload: Offload, heal: Heal
-    ) -> None:
+    def __init__(self, *, store: BlockStore, catalog: Catalog, walks: Walks, offload: Offload, heal: Heal) -> None:
         self._store = store
         self._catalog = catalog
-        self._reader = reader
+        self._walks = walks
         self._offload = offload
         self._heal = heal
         self._bases = Bases(store, offload)
@@ -57,12 +55,8 @@ class Server:
         unfit = await self._bases.unfit(shared)
         base = next((root for root in shared if root not in unfit), None)
         await stream.send(DiffBase(base_root=base or b""))
-        if base is None:
-            changes: AsyncIterator[Change] = entries(self._reader, record.root, record.shape)
-        else:
-            changes = diff(self._reader, base, record.root, record.shape)
         try:
-            async for message in to_messages(changes, record.shape):
+            async for message in to_messages(self._walks.changes(record, base), record.shape):
                 await stream.send(message)
         except BlockMissing as error:
             if base is not None:

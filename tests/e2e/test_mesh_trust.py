@@ -11,6 +11,7 @@ from protocol.limits import STREAMS_MAX
 from protocol.messages.snapshots import ListSnapshots, SnapshotList
 from protocol.wire.frames import Lane
 from replicator.core.errors import PeerError, Refused, ReplicatorError, StoreFull, Untrusted
+from replicator.monitor.alerts import Alert, find_alerts
 from replicator.net import mesh as mesh_module
 from replicator.net.address import split_address
 from replicator.net.greeting import GREETING_MAX
@@ -250,3 +251,53 @@ async def test_more_syncs_at_once_than_streams_all_end(tmp_path: Path) -> None:
                 for snapshot in snapshots:
                     nursery.start_soon(home.send, snapshot, cabin)
         assert all(cabin.holds(snapshot) for snapshot in snapshots)
+
+
+# -- a site that was made anew ------------------------------------------------------------------
+
+
+async def test_a_site_paired_anew_under_a_new_key_is_told_as_the_one_that_answers_for_the_old(tmp_path: Path) -> None:
+    """Otherwise the old one is dialled for ever, and its syncs fail for ever. It ends when a person forgets it."""
+    with (
+        open_site(tmp_path / "home", "home") as home,
+        open_site(tmp_path / "cabin", "cabin") as old,
+        open_site(tmp_path / "anew", "cabin") as new,
+    ):
+        async with running(home, old, new):
+            answering = [old]
+            async with a_proxy(lambda: answering[0].mesh.address) as relay:
+                trust(home, old, address=relay.address)
+                await home.link_to(old)
+                assert shown(home) == {"cabin": None} and replaced(home) == []
+                trust(home, new, address=relay.address)
+                answering[0] = new
+                relay.cut()
+                await home.link_to(new)
+                await wait_until(lambda: old.parts.site_id in home.mesh.replaced_by)
+                assert shown(home) == {"cabin": "cabin-2", "cabin-2": None}
+                [alert] = replaced(home)
+                assert alert.subject == "cabin"
+                assert "`replicator pair revoke cabin`" in alert.hint and "sync add --to cabin-2" in alert.hint
+
+                answering[0] = old  # They are two sites after all, and one of them had moved.
+                await home.link_to(old)
+                await wait_until(lambda: not home.mesh.replaced_by)
+                assert shown(home)["cabin"] is None and replaced(home) == []
+
+                answering[0] = new
+                relay.cut()
+                await wait_until(lambda: replaced(home))
+                home.catalog.peers.revoke(old.parts.site_id)
+                home.mesh.trust_changed()
+                await wait_until(lambda: not home.mesh.replaced_by and not home.mesh.dial_errors)
+                assert shown(home) == {"cabin-2": None} and replaced(home) == []
+
+
+def shown(site: Site) -> dict[str, str | None]:
+    return {peer["name"]: peer["replaced_by"] for peer in site.living.view.status()["peers"]}
+
+
+def replaced(site: Site) -> list[Alert]:
+    """An hour after its start: at first, absence is no news."""
+    found = find_alerts(site.parts, site.mesh, started_ns=site.parts.clock.now_ns() - 3600 * 10**9)
+    return [alert for alert in found if alert.kind == "peer_replaced"]

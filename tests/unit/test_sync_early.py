@@ -52,7 +52,10 @@ def test_a_large_snapshot_has_gone_ahead_when_it_is_offered_and_no_block_goes_tw
             [one] = sent(home)
             assert one["blocks"] + one["blocks_already_there"] == LARGE // 65536
             assert one["blocks"] < LARGE // 65536 // 2
-            assert one["blocks_twice"] == 0 and one["planned"] is None
+            assert one["blocks_twice"] == 0 and one["ahead_bytes"] > 0.9 * LARGE - one["block_bytes"]
+            assert one["planned"]["blocks"] == one["actual"]["blocks"], "nothing of what went ahead is to go again"
+            assert one["planned"]["bytes"] == pytest.approx(one["actual"]["bytes"], rel=0.05)
+            assert one["planned"]["seed_share"] == pytest.approx(0.0, abs=0.01), "what we sent was not there before"
             [link] = home.node.mesh.connected()
             assert LARGE < link.statistics().bytes_out < 1.1 * LARGE
             assert not link.sent_ahead and not link.bulk_turn.locked()

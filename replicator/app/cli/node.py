@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from replicator.app.cli.common import DEFAULT, Common, connect
-from replicator.app.cli.output import age, describe_progress, table
+from replicator.app.cli.output import age, describe_progress, link_word, table
 from replicator.app.config import CONFIG_TEMPLATE, StateFolder, check_name, load_config, parse_config
 from replicator.core.errors import ConfigError, NodeDown, StoreLocked
 from replicator.core.files import sync_directory, write_durably
@@ -241,7 +241,7 @@ def _print_status(page: dict[str, Any]) -> None:
         rows = [
             (
                 peer["name"],
-                "linked" if peer["linked"] else "no link",
+                link_word(peer),
                 "-" if peer["round_trip_s"] is None else format_span(peer["round_trip_s"]),
                 age(peer["last_seen_s"]) if not peer["linked"] else "now",
                 peer["problem"],

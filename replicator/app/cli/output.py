@@ -106,5 +106,12 @@ def _looks_numeric(cell: str) -> bool:
     return cell[:1].isdigit() or cell in ("-", "")
 
 
+def link_word(peer: dict[str, Any]) -> str:
+    """How it stands with the link to a peer, in a column."""
+    if peer["linked"]:
+        return "linked"
+    return f"now {peer['replaced_by']}?" if peer["replaced_by"] else "no link"
+
+
 def age(seconds: float | None) -> str:
     return "never" if seconds is None else f"{format_span(seconds)} ago"

@@ -5,7 +5,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from replicator.app.cli.common import DEFAULT, Common, connect, in_url
-from replicator.app.cli.output import age, table
+from replicator.app.cli.output import age, link_word, table
 from replicator.core.paths import shown
 
 pair = App(name="pair", help="Become peers with another site by a one-time code.")
@@ -55,7 +55,7 @@ def list_peers(*, common: Common = DEFAULT) -> int:
         (
             one["name"],
             one["site_id"][:12],
-            "linked" if one["linked"] else "no link",
+            link_word(one),
             age(one["last_seen_s"]),
             ", ".join(one["addresses"]),
             ", ".join(one["may"]) or "nothing",

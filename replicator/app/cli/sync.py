@@ -152,8 +152,9 @@ def _print_runs(runs: list[dict[str, Any]]) -> None:
             )
             if sent["planned"] is not None:
                 planned = sent["planned"]
+                after = " after that" if sent["ahead_blocks"] else ""
                 told = "" if planned["took_s"] is None else f" in {format_span(planned['took_s'])}"
-                print(f"    planned: {planned['blocks']:,} blocks, {format_size(planned['bytes'])}{told}")
+                print(f"    planned{after}: {planned['blocks']:,} blocks, {format_size(planned['bytes'])}{told}")
 
 
 @sync.command
@@ -247,9 +248,11 @@ def _history_row(
     if sent is None:
         return (job["state"], result.get("peer", "-"), "-", "-", "-", "-", "-", "-", error.get("message", ""))
     planned = sent.get("planned") or {}
+    # What went ahead is in both columns: it was sent before there could be a plan.
+    ahead = sent["ahead_bytes"]
     return (
         job["state"], result["peer"], sent["snapshot"][:12], sent["volume"],
-        format_size(planned["bytes"]) if planned else "-", format_size(sent["block_bytes"] + sent["ahead_bytes"]),
+        format_size(planned["bytes"] + ahead) if planned else "-", format_size(sent["block_bytes"] + ahead),
         "-" if planned.get("took_s") is None else format_span(planned["took_s"]), format_span(sent["took_s"]), "",
     )  # fmt: skip
 

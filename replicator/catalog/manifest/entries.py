@@ -125,6 +125,12 @@ def needed_by(packed: bytes) -> tuple[bytes, bytes]:
     return parts[6], parts[7]
 
 
+def pieces_of(packed: bytes) -> tuple[list[int], bytes, bytes]:
+    """The same, and before it the length of each piece. A plan asks this of every entry."""
+    parts = _checked(packed)
+    return parts[5], parts[6], parts[7]
+
+
 def _checked(packed: bytes) -> list[Any]:
     try:
         parts = msgpack.unpackb(packed, raw=False, strict_map_key=True, max_map_len=0, max_ext_len=0)

@@ -21,8 +21,8 @@ from replicator.catalog.records import SnapshotRecord
 from replicator.store.ports import BlockReader
 from replicator.sync.difference import Change
 
-_BYTES_MAX: Final = 16 * 1024 * 1024
-"""80,000 changed blocks of an image, or some 40,000 changed files: a walk of more than a second."""
+_BYTES_MAX: Final = 32 * 1024 * 1024
+"""160,000 changed blocks of an image, or some 70,000 changed files: a walk of more than a second."""
 _CHANGE_BYTES: Final = 160
 """What the objects of one change take beside its bytes."""
 _TURN: Final = 256

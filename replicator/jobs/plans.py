@@ -17,6 +17,7 @@ from replicator.net.pacing import IN, OUT
 from replicator.sync.plan import (
     SAMPLE_AHEAD_MAX,
     SAMPLE_MAX,
+    Missing,
     Sample,
     SyncPlan,
     changed_blocks,
@@ -62,13 +63,15 @@ class Planner:
         ]
         base = BlockId(proven[-1].record.root) if proven else None
         ahead = link.sent_ahead.get(snapshot.snapshot_id)
-        most = SAMPLE_MAX if ahead is None else SAMPLE_AHEAD_MAX
-        sample = await changed_blocks(self._walks, snapshot.record, base, sample_max=most)
-        lacking = await probe(link, sample)
-        ahead_bytes = 0 if ahead is None else ahead[1]
-        return self._finish(
-            sync, snapshot.record, sample, lacking, from_base=base is not None, way=OUT, ahead_bytes=ahead_bytes
-        )
+        if ahead is not None and base is None:
+            found = Missing.of_first(ahead)
+        else:
+            most = SAMPLE_MAX if ahead is None else SAMPLE_AHEAD_MAX
+            sample = await changed_blocks(self._walks, snapshot.record, base, sample_max=most)
+            found = self._missing(
+                sample, await probe(link, sample), ahead_bytes=0 if ahead is None else ahead.sealed_bytes
+            )
+        return self._finish(sync, snapshot.record, found, from_base=base is not None, way=OUT)
 
     async def plan_pull(self, link: Link, sync: SiteSync, record: SnapshotRecord) -> SyncPlan:
         """What it will take to fetch a snapshot of the peer."""
@@ -80,29 +83,30 @@ class Planner:
             here = await parts.offload.run(parts.store.have, lease, list(sample.sizes))
         finally:
             parts.store.end(lease)
-        return self._finish(sync, record, sample, sample.sizes.keys() - here, from_base=from_base, way=IN)
+        found = self._missing(sample, sample.sizes.keys() - here)
+        return self._finish(sync, record, found, from_base=from_base, way=IN)
+
+    def _missing(self, sample: Sample, lacking: set[BlockId], *, ahead_bytes: int = 0) -> Missing:
+        counted = self._parts.store.statistics()
+        ratio = counted.sealed_bytes / counted.body_bytes if counted.body_bytes else 1.0
+        return Missing.of_sample(sample, lacking, packed_ratio=ratio, ahead_bytes=ahead_bytes)
 
     def _finish(
         self,
         sync: SiteSync,
         record: SnapshotRecord,
-        sample: Sample,
-        lacking: set[BlockId],
+        found: Missing,
         *,
         from_base: bool,
         way: str,
-        ahead_bytes: int = 0,
     ) -> SyncPlan:
-        parts, counted = self._parts, self._parts.store.statistics()
+        parts = self._parts
         assert parts.mesh is not None
         pacing, job_rate = parts.mesh.pacing, sync.terms.rate_bytes
         rate_at: Callable[[int], int] = lambda ns: pacing.limit_bytes(sync.peer, way, now_ns=ns, job_rate=job_rate)  # noqa: E731
         return make_plan(
             record,
-            sample,
-            lacking,
-            ahead_bytes=ahead_bytes,
-            packed_ratio=counted.sealed_bytes / counted.body_bytes if counted.body_bytes else 1.0,
+            found,
             from_base=from_base,
             now_ns=parts.clock.now_ns(),
             rate_at=rate_at,

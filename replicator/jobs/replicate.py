@@ -25,7 +25,7 @@ from replicator.jobs.plans import Planner, compare
 from replicator.jobs.pruning import prune_volume
 from replicator.jobs.runner import JobContext
 from replicator.jobs.scheduler import next_try_ns
-from replicator.net.link import Link
+from replicator.net.link import Link, SentAhead
 from replicator.net.pacing import IN, OUT
 from replicator.sync.incoming import PaceKeeper
 from replicator.sync.offer import Offered, Wishes, offer
@@ -230,7 +230,7 @@ class SyncJobs:
         plan = await self._plan(link, sync, item, context.progress)
         show = _shown_in(context.progress)
         done: Offered | Pulled
-        ahead = (0, 0)
+        ahead = SentAhead()
         if isinstance(item, Snapshot):
             context.progress.begin(f"syncing {item.record.volume_name} to {link.name}", unit="blocks")
             wishes = Wishes(keep=sync.keep, prefix=sync.terms.prefix, is_passive=sync.terms.is_passive)
@@ -238,7 +238,7 @@ class SyncJobs:
             with parts.mesh.pacing.job(sync.peer, OUT, sync.terms.rate_bytes):
                 done = await offer(link, item, every_s=every_s, job=context.job_id, on_progress=show, wishes=wishes)
             parts.catalog.add_receipt(item.snapshot_id, link.peer, encode(done.receipt))
-            ahead = link.sent_ahead.pop(item.snapshot_id, (0, 0))
+            ahead = link.sent_ahead.pop(item.snapshot_id, SentAhead())
         else:
             assert self._receiving is not None
             context.progress.begin(f"fetching {item.record.volume_name} from {link.name}", unit="blocks")
@@ -313,8 +313,8 @@ def _shown_in(progress: Progress) -> Callable[[SyncProgress], None]:
     return show
 
 
-def describe_done(record: SnapshotRecord, done: Offered | Pulled, *, ahead: tuple[int, int] = (0, 0)) -> dict[str, Any]:
-    """What one snapshot took. `ahead`: blocks and bytes that had gone before the offer, while it was being taken."""
+def describe_done(record: SnapshotRecord, done: Offered | Pulled, *, ahead: SentAhead) -> dict[str, Any]:
+    """What one snapshot took. `ahead`: what had gone before the offer, while it was being taken."""
     report = done.report
     return {
         "snapshot": record.snapshot_id.hex(),
@@ -323,8 +323,8 @@ def describe_done(record: SnapshotRecord, done: Offered | Pulled, *, ahead: tupl
         "blocks_twice": report.blocks_received_twice,
         "blocks_already_there": report.blocks_already_here,
         "block_bytes": report.block_bytes,
-        "ahead_blocks": ahead[0],
-        "ahead_bytes": ahead[1],
+        "ahead_blocks": ahead.blocks,
+        "ahead_bytes": ahead.sealed_bytes,
         "summary_bytes": report.diff_bytes,
         "summary_entries": report.diff_entries,
         "round_trips": report.round_trips,

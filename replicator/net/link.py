@@ -168,6 +168,19 @@ Handler = Callable[[Stream, Message], Awaitable[None]]
 Handlers = dict[type[Message], Handler]
 
 
+@dataclass(slots=True)
+class SentAhead:
+    """What became of the new blocks of a snapshot before it was offered. Bytes are sealed ones."""
+
+    blocks: int = 0
+    sealed_bytes: int = 0
+    there_bytes: int = 0
+    """What the peer had."""
+    left_blocks: int = 0
+    left_bytes: int = 0
+    """What did not go in time."""
+
+
 class Link:
     """A connection that has been proven to be with `peer`."""
 
@@ -202,8 +215,8 @@ class Link:
         """What we are offering the peer just now: it may read that, whatever else it may."""
         self.bulk_turn = trio.Lock()
         """Held by the one who brings a snapshot over, or sends blocks of one ahead."""
-        self.sent_ahead: dict[SnapshotId, tuple[int, int]] = {}
-        """How many blocks and bytes of snapshots that are still to be offered were sent ahead."""
+        self.sent_ahead: dict[SnapshotId, SentAhead] = {}
+        """Of snapshots that are still to be offered."""
         self.ready = trio.Event()
         self.closed = trio.Event()
         self.opened_at = trio.current_time()

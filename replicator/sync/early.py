@@ -20,6 +20,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 from typing import Final
 
 import trio
@@ -35,7 +36,7 @@ from replicator.core.errors import PeerError
 from replicator.core.logging import get_logger
 from replicator.core.nursery import open_work_nursery
 from replicator.core.ports import Offload
-from replicator.net.link import Link, Stream
+from replicator.net.link import Link, SentAhead, Stream
 from replicator.store.ports import BlockStore, Lease, SealedBlock
 from replicator.sync.fetch import prove_and_append
 from replicator.sync.incoming import PaceKeeper, lacking_bits, lacking_ids
@@ -86,7 +87,9 @@ class EarlySender:
         self._is_ended = False
         self._woken = trio.Event()
         self._scope = trio.CancelScope()
-        self.blocks = self.sealed_bytes = 0
+        self.report = SentAhead()
+        self._asked: deque[list[SealedBlock]] = deque()
+        """Batches about which the peer was asked and that are not sent yet."""
 
     # -- called by the snapshot -------------------------------------------------------------
 
@@ -96,9 +99,14 @@ class EarlySender:
             for block in blocks:
                 if self._is_over or self._bytes >= QUEUE_BYTES_MAX:
                     self.is_sending = False
-                    return
+                    self._leave(block)
+                    continue
                 self._waiting.append(block)
                 self._bytes += len(block.sealed)
+
+    def _leave(self, block: SealedBlock) -> None:
+        self.report.left_blocks += 1
+        self.report.left_bytes += len(block.sealed)
 
     def wake(self) -> None:
         """There may be something new. On the event loop."""
@@ -122,10 +130,13 @@ class EarlySender:
         finally:
             with self._lock:
                 self._is_over, self.is_sending = True, False
+                for block in chain(*self._asked, self._waiting):
+                    self._leave(block)
+                self._asked.clear()
                 self._waiting.clear()
-            if self.blocks:
+            if (sent := self.report).blocks:
                 name = self._link.name
-                get_logger().info("early.sent", peer=name, blocks=self.blocks, block_bytes=self.sealed_bytes)
+                get_logger().info("early.sent", peer=name, blocks=sent.blocks, block_bytes=sent.sealed_bytes)
 
     async def _run(self) -> None:
         while self._bytes < self._from_bytes:
@@ -145,12 +156,12 @@ class EarlySender:
                         await stream.receive()
             finally:
                 # Before the turn ends: the sync that has it next says in its report what came before it.
-                link.sent_ahead[self._snapshot_id] = (self.blocks, self.sealed_bytes)
+                link.sent_ahead[self._snapshot_id] = self.report
                 while len(link.sent_ahead) > _REPORTS_MAX:  # Of snapshots that were never brought over after all.
                     link.sent_ahead.pop(next(iter(link.sent_ahead)))
 
     async def _talk(self, stream: Stream) -> None:
-        asked: deque[list[SealedBlock]] = deque()
+        asked = self._asked
         while True:
             while len(asked) < 2 and (batch := self._next()):
                 await stream.send(ProbeBlocks(ids=b"".join([block.header.block_id for block in batch])))
@@ -160,7 +171,8 @@ class EarlySender:
                     return
                 await self._more()
                 continue
-            await self._answer(stream, asked.popleft())
+            await self._answer(stream, asked[0])
+            asked.popleft()
 
     async def _answer(self, stream: Stream, batch: Sequence[SealedBlock]) -> None:
         answer = await stream.receive()
@@ -170,14 +182,15 @@ class EarlySender:
         goal, frame, size = stream.link.frame_goal_bytes(), list[Buffer](), 0
         for block in batch:
             if block.header.block_id not in lacking:
+                self.report.there_bytes += len(block.sealed)
                 continue
             if size and size + len(block.sealed) > goal:
                 await _send(stream, frame)
                 frame, size = [], 0
             frame.append(block.sealed)
             size += len(block.sealed)
-            self.blocks += 1
-            self.sealed_bytes += len(block.sealed)
+            self.report.blocks += 1
+            self.report.sealed_bytes += len(block.sealed)
         await _send(stream, frame)
 
     @property

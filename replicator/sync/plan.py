@@ -22,7 +22,7 @@ from replicator.catalog.manifest.walk import entries
 from replicator.catalog.records import SnapshotRecord
 from replicator.core.timetable import Timetable
 from replicator.core.units import format_size, format_span
-from replicator.net.link import Link
+from replicator.net.link import Link, SentAhead
 from replicator.sync.difference import DifferenceReader
 from replicator.sync.incoming import lacking_ids
 from replicator.sync.walks import Walks
@@ -162,34 +162,63 @@ async def probe(link: Link, sample: Sample) -> set[BlockId]:
     return lacking
 
 
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What a plan rests on. Bytes as they will be sent."""
+
+    changed_bytes: int
+    missing_bytes: int
+    missing_blocks: int
+    is_estimate: bool
+    ahead_bytes: int = 0
+
+    @classmethod
+    def of_sample(cls, sample: Sample, lacking: set[BlockId], *, packed_ratio: float, ahead_bytes: int) -> "Missing":
+        """`packed_ratio` is what a byte of content takes when sealed, on average."""
+        scale = sample.factor * packed_ratio
+        return cls(
+            changed_bytes=int(sum(sample.sizes.values()) * scale),
+            missing_bytes=int(sum(sample.sizes[block] for block in lacking) * scale),
+            missing_blocks=len(lacking) * sample.factor,
+            is_estimate=sample.level > 0,
+            ahead_bytes=ahead_bytes,
+        )
+
+    @classmethod
+    def of_first(cls, ahead: SentAhead) -> "Missing":
+        """Of a first copy that was sent ahead: every new block was asked about, and to walk the whole map would take
+        longer than to bring what is left. What lay here before, for another volume, is not counted."""
+        return cls(
+            changed_bytes=ahead.sealed_bytes + ahead.there_bytes + ahead.left_bytes,
+            missing_bytes=ahead.left_bytes,
+            missing_blocks=ahead.left_blocks,
+            is_estimate=True,
+            ahead_bytes=ahead.sealed_bytes,
+        )
+
+
 def make_plan(
     record: SnapshotRecord,
-    sample: Sample,
-    lacking: set[BlockId],
+    found: Missing,
     *,
-    ahead_bytes: int,
-    packed_ratio: float,
     from_base: bool,
     now_ns: int,
     rate_at: Callable[[int], int],
     usual_rate: float,
     open_hours: Timetable[bool],
 ) -> SyncPlan:
-    """Put the numbers together. `packed_ratio` is what a byte of content takes when sealed, on average."""
-    scale = sample.factor * packed_ratio
-    changed = int(sum(sample.sizes.values()) * scale)
-    missing = int(sum(sample.sizes[block] for block in lacking) * scale)
-    rate = rate_at(now_ns)
+    """Put the numbers together."""
+    missing = found.missing_bytes
     return SyncPlan(
         logical_bytes=record.size_bytes,
-        changed_bytes=changed,
-        seed_bytes=max(0, changed - missing - ahead_bytes),
-        ahead_bytes=ahead_bytes,
+        changed_bytes=found.changed_bytes,
+        seed_bytes=max(0, found.changed_bytes - missing - found.ahead_bytes),
+        ahead_bytes=found.ahead_bytes,
         missing_bytes=missing,
-        missing_blocks=len(lacking) * sample.factor,
-        is_estimate=sample.level > 0,
+        missing_blocks=found.missing_blocks,
+        is_estimate=found.is_estimate,
         from_base=from_base,
-        rate_bytes=rate,
+        rate_bytes=rate_at(now_ns),
         took_s=plan_duration_s(missing, now_ns=now_ns, rate_at=rate_at, usual_rate=usual_rate, open_hours=open_hours),
     )
 

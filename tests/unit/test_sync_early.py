@@ -134,7 +134,7 @@ def test_a_line_that_breaks_meanwhile_does_not_touch_the_snapshot(monkeypatch: p
 
     async def breaks(self: early.EarlySender, stream: Any, batch: Any) -> None:
         await real(self, stream, batch)
-        if self.blocks > 64:
+        if self.report.blocks > 64:
             raise Stalled("the line broke")
 
     monkeypatch.setattr(early.EarlySender, "_answer", breaks)

@@ -159,6 +159,42 @@ def test_unchanged_subtrees_are_neither_read_nor_written_again() -> None:
     trio.run(main)
 
 
+def test_a_difference_reads_hardly_a_node_that_both_maps_have() -> None:
+    class Counting(Nodes):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked: list[BlockId] = []
+
+        async def read(self, ids: Sequence[BlockId]) -> dict[BlockId, Buffer]:
+            self.asked += ids
+            return await super().read(ids)
+
+    async def main() -> None:
+        world, nodes = World(Shape.NAMES, 7), Counting()
+        content = {b"d\0%06d" % n: world.value() for n in range(20_000)}
+        changes: Changes = {key: world.value() for key in world.rnd.sample(sorted(content), 200)}
+        old = await nodes.build(Shape.NAMES, content)
+        new = await nodes.build(Shape.NAMES, changes, base=old)
+        ids: list[set[BlockId]] = []
+        for root in (old, new):
+            ids.append(
+                {
+                    BlockId(run)
+                    async for kind, packed in walk.closure(nodes, root, Shape.NAMES)
+                    for run in split_ids(packed)
+                    if kind == Kind.NODE
+                }
+            )
+        nodes.asked = []
+        assert {key: value async for key, value in walk.diff(nodes, old, new, Shape.NAMES)} == {
+            key: value for key, value in changes.items() if value != content[key]
+        }
+        assert len(nodes.asked) == len(set(nodes.asked))
+        assert len(set(nodes.asked) & ids[0] & ids[1]) <= 5, "a node that both have"
+
+    trio.run(main)
+
+
 @pytest.mark.parametrize("shape", list(Shape))
 def test_an_empty_map_has_the_empty_root(shape: Shape) -> None:
     async def main() -> None:

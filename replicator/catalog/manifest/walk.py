@@ -4,8 +4,9 @@ All of it goes node by node through a reader that may heal what is broken, and a
 neighbouring nodes in batches. Equal subtrees are recognised by their ids and never opened.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence, Set
 from dataclasses import dataclass
+from itertools import islice
 
 from protocol.ids import BLOCK_ID_BYTES, ZERO_BLOCK, BlockId
 from protocol.wire.hashing import Kind
@@ -67,15 +68,20 @@ class Cursor:
         else:
             self._stack[-1].at += 1
 
-    async def open(self) -> None:
-        """Go into the subtree that `peek` shows."""
+    def siblings(self) -> frozenset[bytes]:
+        """The subtrees beside, before and after the one that `peek` shows, and itself."""
+        return frozenset(self._stack[-1].node.values) if self._root is None and self._stack else frozenset()
+
+    async def open(self, *, unwanted: Set[bytes] = frozenset()) -> None:
+        """Go into the subtree that `peek` shows. Of those after it, the `unwanted` are not read ahead."""
         if self._root is not None:
             node = await self._load([self._root], None)
             self._root = None
             self._stack.append(_Place(node))
             return
         top = self._stack[-1]
-        wanted = [BlockId(value) for value in top.node.values[top.at : top.at + _AHEAD]]
+        first, *others = top.node.values[top.at :]
+        wanted = [BlockId(first), *islice((BlockId(one) for one in others if one not in unwanted), _AHEAD - 1)]
         node = await self._load(wanted, top.node.level - 1)
         before = top.node.keys[top.at - 1] if top.at else None
         if node.keys[-1] != top.node.keys[top.at] or (before is not None and node.keys[0] <= before):
@@ -163,10 +169,15 @@ async def _open_or_skip(
             before.skip()
             after.skip()
             return
-        if a.level >= b.level:
+        if a.level > b.level:
             await before.open()
-        if b.level >= a.level:
+        elif a.level < b.level:
             await after.open()
+        else:
+            # What both have is never opened.
+            old, new = before.siblings(), after.siblings()
+            await before.open(unwanted=new)
+            await after.open(unwanted=old)
     elif isinstance(a, _Subtree):
         await before.open()
     else:

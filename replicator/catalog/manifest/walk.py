@@ -39,7 +39,8 @@ class Cursor:
         self._shape = shape
         self._root: BlockId | None = root
         self._stack: list[_Place] = []
-        self._ahead: dict[BlockId, Node] = {}
+        self._ahead: dict[int | None, dict[BlockId, Node]] = {}
+        """What was read before its turn, by level: below each of them others are opened first."""
         self.nodes_read = 0
 
     def peek(self) -> _Subtree | tuple[bytes, bytes] | None:
@@ -92,14 +93,15 @@ class Cursor:
 
     async def _load(self, ids: Sequence[BlockId], level: int | None) -> Node:
         """The first of `ids`; the others are read with it and kept for when their turn comes."""
-        found = self._ahead.pop(ids[0], None)
+        ahead = self._ahead.setdefault(level, {})
+        found = ahead.pop(ids[0], None)
         if found is None:
-            self._ahead.clear()
+            ahead.clear()
             bodies = await self._reader.read(ids)
             for block, body in bodies.items():
-                self._ahead[block] = decode_node(body)
+                ahead[block] = decode_node(body)
             self.nodes_read += len(bodies)
-            found = self._ahead.pop(ids[0])
+            found = ahead.pop(ids[0])
         if found.shape is not self._shape or (level is not None and (found.level != level or not found.keys)):
             raise ManifestDamaged(f"Node {ids[0].hex()} is not the {self._shape.name} node that its parent says.")
         return found

@@ -1,6 +1,6 @@
 """Bringing snapshots over: to a peer, or from one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -68,6 +68,8 @@ class SyncJobs:
         self.line = PriorityLine()
         self.walks = Walks(parts.reader)
         self.planner = Planner(parts, self.walks)
+        self._behind: dict[str, set[bytes]] = {}
+        """Of each standing order: what it has failed at, and is still wanted. It comes after the others."""
 
     async def run(self, context: JobContext) -> dict[str, Any]:
         parts = self._parts
@@ -110,6 +112,7 @@ class SyncJobs:
                         one = await self._bring_stubbornly(sync, item, context)
                     except (PeerError, StoreError) as error:
                         failed.append(error)
+                        self._behind.setdefault(sync.sync_id, set()).add(item.record.snapshot_id)
                         if not self._may_go_on(sync, failed):
                             raise
                         continue
@@ -141,7 +144,11 @@ class SyncJobs:
         return _FOR_EVER if closes is None else (closes - now) / 1e9
 
     async def _next(self, sync: SiteSync, context: JobContext, tried: set[bytes]) -> "Snapshot | Remote | None":
-        """What to bring over now: looked up anew each time, since the newest is what counts."""
+        """What to bring over now: looked up anew each time, since the newest is what counts.
+
+        What could not be brought over last time comes last: a run that fails at many ends, and with those in front
+        of it again no run would ever come to what is whole.
+        """
         catalog = self._parts.catalog
         if sync.terms.direction == PULL:
             assert self._parts.mesh is not None
@@ -156,9 +163,10 @@ class SyncJobs:
                 have=have,
             )
             wanted = context.args.get("snapshot", "")
+            behind = self._failed_before(sync, {one.record.snapshot_id for one in remote})
             fresh = [
                 one
-                for one in remote
+                for one in sorted(remote, key=lambda one: one.record.snapshot_id in behind)
                 if one.record.snapshot_id not in tried and one.record.snapshot_id.hex().startswith(wanted)
             ]
             if context.args.get("fetch") is not None:
@@ -168,7 +176,17 @@ class SyncJobs:
             snapshot = catalog.snapshot(bytes.fromhex(chosen))
             return None if snapshot.snapshot_id in tried else snapshot
         pending = pending_snapshots(catalog, sync, catalog.receipts())
+        behind = self._failed_before(sync, {one.snapshot_id for one in pending})
+        pending.sort(key=lambda one: one.snapshot_id in behind)
         return next((snapshot for snapshot in pending if snapshot.snapshot_id not in tried), None)
+
+    def _failed_before(self, sync: SiteSync, wanted: Collection[bytes]) -> Collection[bytes]:
+        """What of this an order has failed at. Anything else is forgotten."""
+        behind = self._behind.get(sync.sync_id, set())
+        behind.intersection_update(wanted)
+        if not behind:
+            self._behind.pop(sync.sync_id, None)
+        return behind
 
     def _one_of(self, fresh: list[Remote], tried: set[bytes]) -> Remote | None:
         """A fetch without an order brings one snapshot: the newest that fits."""

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 _LINK_S = 120.0
-_SETTLE_S = 900.0
-"""Longer than any pause that the product makes before it tries again."""
+_SETTLE_S = 1800.0
+"""Longer than a liar is not asked for anything (ten minutes), and then the longest pause before a sync is tried again
+(a quarter of an hour)."""
 
 
 async def become_quiet(world: World) -> None:

@@ -4,7 +4,8 @@ import pytest
 import trio
 
 from protocol.ids import BlockId
-from replicator.api.schema import PolicyRequest
+from replicator.api.schema import PolicyRequest, SyncRequest
+from replicator.jobs.replicate import _FAILED_MAX
 from replicator.sync.bases import Bases
 from replicator.testing import MemoryMesh, run_in_virtual_time
 
@@ -53,6 +54,32 @@ def test_a_snapshot_that_nobody_can_read_any_more_does_not_hold_up_one_that_is_w
             assert await cabin.restore(older) == {"a": b"one"}
             await trio.sleep(30)
             assert home.catalog.syncs()[0].last_error, "and the other one is not forgotten"
+
+    run_in_virtual_time(main, seed=2)
+
+
+@pytest.mark.parametrize("way", ["push", "pull"])
+def test_more_snapshots_than_a_run_may_fail_at_do_not_hold_up_one_behind_them_that_is_whole(way: str) -> None:
+    """A run ends after some failures. The next one must not begin with the same ones again, for ever."""
+
+    async def main() -> None:
+        async with MemoryMesh() as mesh:
+            home, cabin = await mesh.add("home"), await mesh.add("cabin")
+            await mesh.pair(home, cabin)
+            home.sources["/srv/data"] = {"a": b"whole"}
+            home.protect("/srv/data")
+            oldest = await home.snapshot("data")
+            for number in range(_FAILED_MAX + 2):
+                home.sources["/srv/data"] = {"a": bytes([number]) * 9000}
+                newer = await home.snapshot("data")
+                home.rot(BlockId(home.catalog.find_snapshot(newer).record.root))
+            if way == "push":
+                home.view.syncs.add(SyncRequest(to="cabin"))
+            else:
+                home.view.mesh.set_rights("cabin", PolicyRequest(allow=["read-all"]))
+                cabin.view.syncs.add(SyncRequest(source="home"))
+            await home.wait_held(oldest, by=cabin, seconds=600)
+            assert await cabin.restore(oldest) == {"a": b"whole"}
 
     run_in_virtual_time(main, seed=2)
 

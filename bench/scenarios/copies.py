@@ -66,8 +66,8 @@ def copies(setting: Setting) -> Iterator[Row]:
                     time.sleep(_AFTER_CHANGE_S)
                     yield from _one_round(f"{data}, 1 % changed", subjects, size)
                     yield from _one_round(f"{data}, unchanged", subjects, size)
-                if setting.with_floor and data == "A":
-                    yield _floor_of_first_copy(setting, ours.segments)
+                if setting.with_floor:
+                    yield _floor_of_first_copy(setting, f"{data}, first copy", source, ours.segments)
 
 
 def _one_round(work: str, subjects: Sequence[Subject], size: int) -> Iterator[Row]:
@@ -85,14 +85,14 @@ def _changed(source: Path, *, seed: int) -> AbstractContextManager[object]:
     return changed_blocks(source, share=_SHARE, seed=seed) if source.stat().st_size else nullcontext()
 
 
-def _floor_of_first_copy(setting: Setting, segments: Path) -> Row:
+def _floor_of_first_copy(setting: Setting, work: str, source: Path, segments: Path) -> Row:
     """The floors of both halves, one after the other: each uses both cores, so overlapping them would gain little."""
     with scratch(setting.work) as out:
-        first = measure_floor("ingest", setting.image, out)
+        first = measure_floor("ingest_tree" if source.is_dir() else "ingest", source, out)
     with scratch(setting.work) as out:
         second = measure_floor("sync", segments, out)
     both = {name: first[name] + second[name] for name in ("wall_s", "cpu_s")}
-    return Row("A, first copy", FLOOR, both)
+    return Row(work, FLOOR, both)
 
 
 def store_to_store(setting: Setting) -> Iterator[Row]:

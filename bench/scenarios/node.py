@@ -39,9 +39,9 @@ def ingest(setting: Setting) -> Iterator[Row]:
             with Node("home", setting.work / "home") as home:
                 home.protect(source)
                 yield measured(work, home, home.snapshot, size)
-            if setting.with_floor and data == "A":
+            if setting.with_floor:
                 with scratch(setting.work) as out:
-                    yield floor(work, size, "ingest", source, out)
+                    yield floor(work, size, "ingest_tree" if source.is_dir() else "ingest", source, out)
             if setting.peers and not ResticLocal.missing():
                 with ResticLocal(setting.work / "restic-local", source) as restic:
                     figures: dict[str, float] = {}

@@ -20,6 +20,7 @@ from protocol.errors import BadBlock
 from protocol.ids import BlockId, split_ids
 from protocol.wire.envelope import Buffer, seal_named
 from protocol.wire.hashing import Kind
+from replicator.core.memory import keep_freed_memory
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.cutter import Cutter, PieceList
 from replicator.ingest.reading import Content, Folders, OpenFile, read_file
@@ -135,6 +136,7 @@ def content_of(row: Row) -> Content | OSError | None:
 
 def main() -> None:
     """`python -m replicator.ingest.worker_process SOCKET FOLDER`, both of them open handles."""
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal tells the whole group; whoever started us decides.
     try:
         with socket.socket(fileno=int(sys.argv[1])) as link:

@@ -134,13 +134,13 @@ class Mending:
 
     async def step(self) -> Outcome:
         """Ask soon when a peer has come back, and ever more rarely while nobody can help."""
-        self._healer.end_owed_lines()
+        await self._healer.finish_rest()
         broken = self._store.broken()
         peers = frozenset(link.peer for link in self._links())
         is_due = bool(peers - self._asked) or trio.current_time() >= self._next_at
         if peers and is_due:
             await self._enter()  # What cannot be read is broken from now on, if it was not known to be.
-        if not broken or not peers or not is_due:
+        if not broken or not peers or not is_due or self._healer.is_awaited:
             return Idle(_MEND_EVERY_S)
         answer = await self._healer.heal(self._round.next_batch(broken))
         self._round.note(len(answer.healed))

@@ -22,22 +22,24 @@ class RepairLines:
 
     def begin_repairs(self, lines: Sequence[RepairLine]) -> dict[BlockId, int]:
         """Enter lines whose end is not known yet; returns their numbers by block."""
-        numbers: dict[BlockId, int] = {}
         with self.db.write() as connection:
-            for r in lines:
-                cursor = connection.execute(
-                    "INSERT INTO repairs (at_ns, block_id, kind, cause, role, peer, outcome, took_s) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (r.at_ns, r.block_id, r.kind, r.cause, r.role, r.peer, r.outcome, r.took_s),
-                )
-                numbers[r.block_id] = cursor.lastrowid or 0
-        return numbers
+            first = connection.execute("SELECT coalesce(max(number), 0) + 1 FROM repairs").fetchone()[0]
+            connection.executemany(
+                "INSERT INTO repairs (number, at_ns, block_id, kind, cause, role, peer, outcome, took_s) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (n, r.at_ns, r.block_id, r.kind, r.cause, r.role, r.peer, r.outcome, r.took_s)
+                    for n, r in enumerate(lines, first)
+                ],
+            )
+        return {r.block_id: n for n, r in enumerate(lines, first)}
 
-    def end_repairs(self, outcomes: dict[int, str], *, took_s: float) -> None:
+    def end_repairs(self, ends: dict[int, tuple[str, float]]) -> None:
+        """By number: how it ended, and after how long."""
         with self.db.write() as connection:
             connection.executemany(
                 "UPDATE repairs SET outcome = ?, took_s = ? WHERE number = ?",
-                [(outcome, took_s, number) for number, outcome in outcomes.items()],
+                [(outcome, took_s, number) for number, (outcome, took_s) in ends.items()],
             )
 
     def begun_repairs(self) -> dict[int, BlockId]:

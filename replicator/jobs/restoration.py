@@ -1,6 +1,7 @@
 """Getting data back."""
 
 import os
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,12 @@ class RestoreJobs:
 
     async def run(self, context: JobContext) -> dict[str, Any]:
         """Under a pin: the snapshot may be deleted meanwhile, and even be collected without a grace."""
-        async with pinned(self._parts.store, f"restore to {context.args['target']}"):
+        async with pinned(self._parts.store, f"restore to {context.args['target']}"), self._healing():
             return await self._run(context)
+
+    def _healing(self) -> AbstractAsyncContextManager[None]:
+        healer = self._parts.healer
+        return healer.reading() if healer is not None else nullcontext()
 
     async def _run(self, context: JobContext) -> dict[str, Any]:
         args = context.args

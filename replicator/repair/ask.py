@@ -1,16 +1,19 @@
 """ioGuardian, the asking side: fetch sound copies of broken blocks from whoever has them.
 
-The order is what keeps repair from destroying anything: quarantine the bad copy, get a new
-one, prove it, write it, flush it, read it back, and only then write the line into the audit.
-The bad bytes stay in their segment until a collection removes it.
+    who needs blocks  →  portions  →  a peer's answers, several on their way at once  →  the store (`putback.py`)
+                                                      └─────────────────────────────→  whoever reads
 
-Peers are asked in the order of how well they have answered; one in ten times the order is
-turned around, so that a peer that was slow once gets another chance. Three lies, and a peer
-is not asked for ten minutes.
+A portion is what one question asks for. While one is proven and written by a worker thread others are on the wire, from
+several peers if there are (`peers.py`). A block is asked for once, however many want it: who comes
+second waits for the first one's answer.
+
+`heal` returns when what it could mend is durable. `bring` is for readers: it hands out the proven bytes as
+they came, without a second look at the disk, and their flush is shared with those of the next ones.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,32 +24,25 @@ from protocol.ids import BlockId, SiteId
 from protocol.limits import BLOCK_BODY_MAX
 from protocol.messages.blocks import BlocksSent
 from protocol.messages.repair import RepairBlocks
-from protocol.wire.envelope import unseal, walk
+from protocol.wire.envelope import Buffer, walk
 from protocol.wire.frames import Lane
 from replicator.catalog.catalog import Catalog
-from replicator.catalog.model import RepairLine
 from replicator.core.errors import PeerError, StoreError
 from replicator.core.logging import get_logger
-from replicator.core.ports import Entropy, Offload, WallClock, fraction
-from replicator.net.link import Link, Stream
-from replicator.store.ports import BlockStore, Fault, SealedBlock
+from replicator.core.nursery import open_work_nursery
+from replicator.core.ports import Entropy, Offload, WallClock
+from replicator.net.link import Link
+from replicator.repair.peers import PATIENCE_S, Peers
+from replicator.repair.putback import SETTLE_BYTES, Come, PutBack, prove
+from replicator.store.ports import BlockStore, Fault
 
 _ASK_BLOCKS_MAX: Final = 512
 _ASK_BYTES_MAX: Final = 8 * 1024 * 1024
-"""What one question asks for: each answer ends in a flush, and the first of them should be back in service quickly."""
-_LIES_MAX: Final = 3
-_BANISHED_S: Final = 600.0
-_PATIENCE_S: Final = 15.0
-"""For one question. A peer that lets it pass is asked last from then on, until it has answered again."""
-
-
-@dataclass(slots=True)
-class _Standing:
-    """How a peer has served us."""
-
-    answered_s: float = 0.0
-    lies: int = 0
-    banished_until: float = 0.0
+"""What one question asks for: it is in memory until all of it has come, because of a lie nothing is believed."""
+_QUESTIONS_MAX: Final = 4
+"""On their way at once, for everybody together: enough to keep the wire, two cores and a disk busy."""
+_RATE_MIN: Final = 64 * 1024
+"""Bytes a second. A peer that is slower loses the rest of its question, if only to be asked for it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +51,18 @@ class Healed:
 
     healed: list[Fault] = field(default_factory=list)
     unhealed: list[Fault] = field(default_factory=list)
+
+
+class _Portion:
+    """Blocks that are asked for together, of one peer after the other until one has them."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self.left = {fault.block_id: fault for fault in faults}
+        self.ids = list(self.left)
+        self.bodies: dict[BlockId, Buffer] = {}
+        self.is_answered = False
+        """It went to its end. One that was cut says nothing about what it did not bring."""
+        self.over = trio.Event()
 
 
 class Healer:
@@ -73,196 +81,239 @@ class Healer:
         self._store = store
         self._catalog = catalog
         self._offload = offload
-        self._clock = clock
-        self._entropy = entropy
-        self._links = links
-        self._standing: dict[SiteId, _Standing] = {}
-        self._lock = trio.Lock()
-        self._unended: dict[int, str] = {}
-        """Lines of the audit whose end could not be written: those of one question, for none begins while none ends."""
+        self._peers = Peers(links, entropy)
+        self._put_back = PutBack(store=store, catalog=catalog, clock=clock)
+        self._under_way: dict[BlockId, _Portion] = {}
+        self._room = trio.Semaphore(_QUESTIONS_MAX)
+        self._settling = trio.Lock()
+        self._block_bytes = BLOCK_BODY_MAX // 16
+        """What a block takes, as the last answers had it."""
+        self._readers = 0
+        self._waiting_readers = 0
 
     async def finish_audit(self) -> None:
         """At the start: lines that a crash cut short are ended by what the store says now."""
-        begun = self._catalog.begun_repairs()
-        lease = self._store.begin("repair")
-        try:
-            here = await self._offload.run(self._store.have, lease, list(dict.fromkeys(begun.values())))
-        finally:
-            self._store.end(lease)
-        outcomes = {n: "healed before a restart" if b in here else "cut by a restart" for n, b in begun.items()}
-        self._end_lines(outcomes, took_s=0.0)
+        await self._offload.run(self._put_back.end_lines_of_last_time)
 
-    def end_owed_lines(self) -> None:
-        """Write what a full disk kept out of the audit."""
-        if self._unended:
-            self._end_lines({}, took_s=0.0)
+    async def finish_rest(self) -> None:
+        """Write what a full disk kept out of the audit, and settle what a reader that was cancelled has left."""
+        self._put_back.end_owed_lines()
+        if not self._readers and not self._put_back.is_settled:
+            await self._settle_for_readers()
 
-    def _end_lines(self, outcomes: dict[int, str], *, took_s: float) -> None:
-        """A disk without room for a line must not cost the reader its block, nor the audit the line."""
-        owed = {**self._unended, **outcomes}
-        try:
-            self._catalog.end_repairs(owed, took_s=took_s)
-            self._unended = {}
-        except StoreError as error:
-            self._unended = owed
-            get_logger().warning("repair.audit_not_ended", lines=len(owed), error=str(error))
+    @property
+    def is_awaited(self) -> bool:
+        """A reader waits for blocks just now: whoever mends at leisure does better to let it go first."""
+        return self._waiting_readers > 0
+
+    # -- what is asked of us --------------------------------------------------------------
 
     async def heal(self, faults: Sequence[Fault]) -> Healed:
         """Try every connected peer for every fault. What stays broken stays in quarantine, listed."""
         if not faults:
             return Healed()
-        async with self._lock:
-            await self._offload.run(self._store.quarantine, faults)
-            lease = self._store.begin("repair")
+        await self._quarantine(faults)
+        await self._seek(faults)
+        async with self._settling:
+            await self._offload.run(self._put_back.settle)
+        lacking = set(await self._offload.run(self._put_back.absent, [fault.block_id for fault in faults]))
+        return Healed(
+            [fault for fault in faults if fault.block_id not in lacking],
+            [fault for fault in faults if fault.block_id in lacking],
+        )
+
+    async def bring(self, faults: Sequence[Fault]) -> dict[BlockId, Buffer]:
+        """The bodies of those that peers have, proven. The store has them as well, unless it cannot take any."""
+        async with self.reading():
+            self._waiting_readers += 1
             try:
-                # Someone else may have mended some while we waited for the lock.
-                sound = await self._offload.run(self._store.have, lease, [fault.block_id for fault in faults])
+                await self._quarantine(faults)
+                return await self._seek(faults, is_read=True)
             finally:
-                self._store.end(lease)
-            todo = {fault.block_id: fault for fault in faults if fault.block_id not in sound}
-            healed = [fault for fault in faults if fault.block_id in sound]
-            for link in self._in_order():
-                if not todo:
-                    break
-                for done in await self._ask_peer(link, list(todo.values())):
-                    healed.append(todo.pop(done))
-            self._audit_failures(list(todo.values()))
-            return Healed(healed, list(todo.values()))
+                self._waiting_readers -= 1
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Around a long read: what it mends is made durable in large parts, and the rest with the last reader."""
+        self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
+        is_much = self._put_back.unsettled_bytes >= SETTLE_BYTES
+        if is_much or not (self._readers or self._put_back.is_settled):
+            await self._settle_for_readers()
 
     async def wait_for_help(self, seconds: float) -> bool:
         """Wait until more peers are connected than now. False at once if all are, or after `seconds`."""
-        before = len(self._links())
+        before = len(self._peers.links())
         if before >= len(self._catalog.peers.all()):
             return False
         with trio.move_on_after(seconds):
-            while len(self._links()) <= before:  # noqa: ASYNC110  (links come and go; a look now and then is enough)
+            while len(self._peers.links()) <= before:  # noqa: ASYNC110  (a look now and then is enough)
                 await trio.sleep(0.2)
-        return len(self._links()) > before
+        return len(self._peers.links()) > before
 
-    def _in_order(self) -> list[Link]:
-        now = trio.current_time()
-        links = [link for link in self._links() if self._of(link).banished_until <= now]
-        links.sort(key=lambda link: self._of(link).answered_s)
-        if fraction(self._entropy) < 0.1:
-            links.reverse()
-        return links
+    async def _quarantine(self, faults: Sequence[Fault]) -> None:
+        placed = [fault for fault in faults if fault.place is not None]
+        if placed:
+            await self._offload.run(self._store.quarantine, placed)
 
-    def _of(self, link: Link) -> _Standing:
-        return self._standing.setdefault(link.peer, _Standing())
-
-    async def _ask_peer(self, link: Link, faults: list[Fault]) -> list[BlockId]:
-        done: list[BlockId] = []
-        for part in _portions(faults):
+    async def _settle_for_readers(self) -> None:
+        """They have their bytes: a disk that cannot keep them is no reason to fail."""
+        async with self._settling:
             try:
-                with trio.fail_after(_PATIENCE_S):
-                    done += await self._ask_some(link, part)
-            except (PeerError, trio.TooSlowError) as error:
-                self._of(link).answered_s = _PATIENCE_S
-                get_logger().warning("repair.peer_failed", peer=link.name, error=str(error) or "too slow")
-                return done
-            except ProtocolError as error:
-                self._note_lie(link, error.why)
-                return done
-        return done
+                await self._offload.run(self._put_back.settle)
+            except StoreError as error:
+                get_logger().warning("repair.not_kept", error=str(error))
 
-    def _note_lie(self, link: Link, why: str) -> None:
-        standing = self._of(link)
-        standing.lies += 1
-        get_logger().error("repair.peer_lied", peer=link.name, why=why, lies=standing.lies)
-        if standing.lies >= _LIES_MAX:
-            standing.banished_until = trio.current_time() + _BANISHED_S
-            standing.lies = 0
+    # -- portions -------------------------------------------------------------------------
 
-    async def _ask_some(self, link: Link, faults: list[Fault]) -> list[BlockId]:
-        wanted = {fault.block_id: fault for fault in faults}
-        causes = Counter(fault.cause.value for fault in faults)
+    async def _seek(self, faults: Sequence[Fault], *, is_read: bool = False) -> dict[BlockId, Buffer]:
+        """Have all of these asked for. Returns the bodies of what came, for a reader; nothing for others."""
+        found: dict[BlockId, Buffer] = {}
+        todo = deque({fault.block_id: fault for fault in faults}.values())
+        while todo:
+            theirs: dict[_Portion, list[Fault]] = {}
+            async with open_work_nursery() as nursery:
+                while todo:
+                    await self._room.acquire()
+                    portion = self._next_portion(todo, theirs)
+                    nursery.start_soon(self._work_off, portion, is_read, found)
+            for portion, wanted in theirs.items():
+                await portion.over.wait()
+                if is_read:
+                    found.update(
+                        (f.block_id, portion.bodies[f.block_id]) for f in wanted if f.block_id in portion.bodies
+                    )
+                if not portion.is_answered:
+                    todo += [fault for fault in wanted if fault.block_id not in portion.bodies]
+        return found
+
+    def _next_portion(self, todo: deque[Fault], theirs: dict[_Portion, list[Fault]]) -> _Portion:
+        """Take from `todo` what one question may ask for. What is under way already is added to `theirs`."""
+        some: list[Fault] = []
+        size = 0
+        while todo and size < _ASK_BYTES_MAX and len(some) < _ASK_BLOCKS_MAX:
+            fault = todo.popleft()
+            if (other := self._under_way.get(fault.block_id)) is not None:
+                theirs.setdefault(other, []).append(fault)
+                continue
+            some.append(fault)
+            size += fault.place.length if fault.place is not None else self._block_bytes
+        portion = _Portion(some)
+        self._under_way.update(dict.fromkeys(portion.ids, portion))
+        return portion
+
+    async def _work_off(self, portion: _Portion, is_read: bool, found: dict[BlockId, Buffer]) -> None:
+        try:
+            if portion.left:
+                # Somebody else may have mended some before they were ours to ask for.
+                absent = set(await self._offload.run(self._put_back.absent, portion.ids))
+                portion.left = {block: fault for block, fault in portion.left.items() if block in absent}
+            await self._ask_around(portion, is_read=is_read)
+            portion.is_answered = True
+        finally:
+            for block in portion.ids:
+                del self._under_way[block]
+            portion.over.set()
+            self._room.release()
+            if is_read:
+                found.update(portion.bodies)
+
+    async def _ask_around(self, portion: _Portion, *, is_read: bool) -> None:
+        asked: set[SiteId] = set()
+        while portion.left and (link := self._peers.choose(without=asked)) is not None:
+            before = len(portion.left)
+            is_late = await self._ask(link, portion, is_read=is_read)
+            if not (is_late and len(portion.left) < before):
+                asked.add(link.peer)  # One that is merely slow goes on, as long as nobody is better.
+        self._put_back.add_failures(list(portion.left.values()))
+
+    # -- one question ---------------------------------------------------------------------
+
+    async def _ask(self, link: Link, portion: _Portion, *, is_read: bool) -> bool:
+        """Ask one peer for what is left. Answers whether it was too slow to bring all that it has."""
+        faults = dict(portion.left)
+        lines = await self._offload.run(lambda: self._put_back.begin_lines(list(faults.values()), peer=link.name))
         began = trio.current_time()
-        request = RepairBlocks(ids=b"".join(wanted), cause=causes.most_common(1)[0][0])
-        # The line is begun before the block is back: a crash in between must not lose it.
-        begun = self._catalog.begin_repairs(
-            [
-                RepairLine(self._clock.now_ns(), b, f.kind, f.cause.value, "asked", link.name, "asking", 0.0)
-                for b, f in wanted.items()
-            ]
-        )
-        healed: set[BlockId] = set()
-        outcome = "no answer"
+        outcome, answer = "no answer", _Answer(set(faults))
+        self._peers.begin(link)
         try:
-            async with link.open(request, lane=Lane.REPAIR) as stream:
-                runs = await _receive(stream, set(wanted))
-            healed.update(await self._offload.run(self._put_back, runs))
-            outcome = "not there"
-        except ProtocolError:
+            try:
+                await self._converse(link, faults, answer)
+                outcome = "not there"
+            except (PeerError, trio.TooSlowError) as error:
+                self._peers.note_failure(link, str(error) or "too slow")
+            come = await self._offload.run(prove, answer.runs)
+            if await self._keep(come, faults, lines, took_s=trio.current_time() - began, is_read=is_read):
+                for block in come.bodies:
+                    del lines[block]  # They are ended with the flush.
+            else:
+                outcome = "could not be kept"
+            portion.bodies.update(come.bodies)
+            for block in come.bodies:
+                del portion.left[block]
+        except ProtocolError as error:
             outcome = "a lie"
-            raise
+            self._peers.note_lie(link, error.why)
+            return False
         finally:
-            took = trio.current_time() - began
-            self._end_lines({begun[b]: "healed" if b in healed else outcome for b in wanted}, took_s=took)
-        if healed:
-            self._of(link).answered_s = 0.7 * self._of(link).answered_s + 0.3 * took / len(healed)
-        return [block for block in wanted if block in healed]
+            self._peers.end(link)
+            self._put_back.end_lines(list(lines.values()), outcome, took_s=trio.current_time() - began)
+        if come.bodies:
+            self._block_bytes = max(1, come.sealed_bytes // len(come.bodies))
+            if outcome != "no answer":
+                self._peers.note_answer(link, a_block_s=(trio.current_time() - began) / len(come.bodies))
+        return outcome == "no answer"
 
-    def _put_back(self, runs: list[bytes]) -> list[BlockId]:
-        """In a worker thread: prove, write, flush, read back."""
-        blocks: list[SealedBlock] = []
-        for run in runs:
-            view, at = memoryview(run), 0
-            while at < len(view):
-                header, _ = unseal(view, at)
-                end = at + header.sealed_bytes
-                blocks.append(SealedBlock(header, view[at:end]))
-                at = end
-        if not blocks:
-            return []
-        lease = self._store.begin("repair")
-        try:
-            self._store.append(lease, blocks)
-            self._store.commit(lease)
-        finally:
-            self._store.end(lease)
-        return list(self._store.read([block.header.block_id for block in blocks]).sound)
+    async def _converse(self, link: Link, faults: dict[BlockId, Fault], answer: "_Answer") -> None:
+        causes = Counter(fault.cause.value for fault in faults.values())
+        request = RepairBlocks(ids=b"".join(faults), cause=causes.most_common(1)[0][0])
+        async with link.open(request, lane=Lane.REPAIR) as stream:
+            try:
+                with trio.fail_after(PATIENCE_S + len(faults) * self._block_bytes / _RATE_MIN):
+                    is_over = False
+                    while not is_over:
+                        with trio.fail_after(PATIENCE_S):
+                            is_over = answer.take(await stream.receive())
+            except (PeerError, trio.TooSlowError):
+                for run in stream.arrived_blocks():
+                    answer.take(run)
+                raise
 
-    def _audit_failures(self, faults: Sequence[Fault]) -> None:
-        now = self._clock.now_ns()
-        lines = [RepairLine(now, f.block_id, f.kind, f.cause.value, "asked", "", "nobody has it", 0.0) for f in faults]
-        if not lines:
-            return
+    async def _keep(
+        self, come: Come, faults: dict[BlockId, Fault], lines: dict[BlockId, int], *, took_s: float, is_read: bool
+    ) -> bool:
+        """Into the store with it. Only a reader is helped by blocks that the store cannot take."""
+        if not come.bodies:
+            return True
         try:
-            self._catalog.add_repairs(lines)
+            await self._offload.run(lambda: self._put_back.take(come, faults, lines, took_s=took_s))
         except StoreError as error:
-            # The blocks are in quarantine, which says the same, and they will be asked for again.
-            get_logger().warning("repair.audit_not_written", lines=len(lines), error=str(error))
+            if not is_read:
+                raise
+            get_logger().warning("repair.not_kept", blocks=len(come.bodies), error=str(error))
+            return False
+        return True
 
 
-def _portions(faults: Sequence[Fault]) -> Iterator[list[Fault]]:
-    """Cut a list of faults so that no question asks for too much at once."""
-    part: list[Fault] = []
-    size = 0
-    for fault in faults:
-        part.append(fault)
-        size += fault.place.length if fault.place is not None else BLOCK_BODY_MAX // 16
-        if size >= _ASK_BYTES_MAX or len(part) == _ASK_BLOCKS_MAX:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
+class _Answer:
+    """What a peer has sent so far, each block once and asked for: so one that never stops costs no memory."""
 
+    def __init__(self, wanted: set[BlockId]) -> None:
+        self._wanted = wanted
+        self.runs: list[bytes] = []
 
-async def _receive(stream: Stream, wanted: set[BlockId]) -> list[bytes]:
-    """All that the peer sends, each block once and asked for: so a peer that never stops costs no memory.
-
-    Raises `BadBlock`, `Unexpected`.
-    """
-    runs: list[bytes] = []
-    while (item := await stream.receive()) is not None:
-        if isinstance(item, bytes):
-            for _, header in walk(item):
-                if header.block_id not in wanted:
-                    raise BadBlock("the peer sent a block that was not asked for, or twice")
-                wanted.discard(header.block_id)
-            runs.append(item)
-        elif isinstance(item, BlocksSent):
-            return runs
-        else:
+    def take(self, item: object) -> bool:
+        """Answers whether this was the last. Raises `BadBlock`, `Unexpected`."""
+        if item is None or isinstance(item, BlocksSent):
+            return True
+        if not isinstance(item, bytes):
             raise Unexpected(f"{type(item).__name__} among repaired blocks")
-    return runs
+        for _, header in walk(item):
+            if header.block_id not in self._wanted:
+                raise BadBlock("the peer sent a block that was not asked for, or twice")
+            self._wanted.discard(header.block_id)
+        self.runs.append(item)
+        return False

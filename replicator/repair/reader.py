@@ -2,7 +2,7 @@
 
 Everything that gives data back (restore, serving a peer, walking a manifest) reads through
 here. A block that is broken or gone is fetched from a peer, proven, put back into the store,
-and only then handed on; so one read both answers and mends.
+and handed on as it came; so one read both answers and mends.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from protocol.wire.envelope import Buffer
 from replicator.core.errors import BlockMissing
 from replicator.core.ports import Offload
 from replicator.repair.ask import Healer
-from replicator.store.ports import BlockStore
+from replicator.store.ports import BlockStore, Bodies
 
 _TRIES: Final = 3
 _WAIT_S: Final = 10.0
@@ -36,8 +36,11 @@ class HealingReader:
         tries_left = _TRIES
         while bodies.faults and self._healer is not None and tries_left:
             tries_left -= 1
-            await self._healer.heal(bodies.faults)
-            again = await self._offload.run(self._store.read, [fault.block_id for fault in bodies.faults])
+            brought = await self._healer.bring(bodies.faults)
+            bodies.sound.update(brought)
+            # The others may have been mended by somebody else meanwhile.
+            lacking = [fault.block_id for fault in bodies.faults if fault.block_id not in brought]
+            again = await self._offload.run(self._store.read, lacking) if lacking else Bodies()
             bodies.sound.update(again.sound)
             bodies.faults = again.faults
             if bodies.faults and not await self._healer.wait_for_help(_WAIT_S):

@@ -34,11 +34,15 @@ from replicator.store.ports import BlockReader
 _ZEROS: Final = bytes(1 * MIB)
 
 
+_Blocks = list[tuple[int, BlockId]]
+"""Some blocks in the order of the image: offset and id."""
+
+
 @dataclass(slots=True)
 class _Stretch:
-    """Some blocks in the order of the image: offset and id."""
+    """The same with what is in them."""
 
-    blocks: list[tuple[int, BlockId]]
+    blocks: _Blocks
     bodies: dict[BlockId, Buffer]
 
 
@@ -61,12 +65,15 @@ async def restore_image(
     output = await offload.run(partial(_Output, target, size_bytes=size_bytes, overwrite=overwrite))
     progress.begin("restoring", total=size_bytes)
 
+    async def read(blocks: _Blocks) -> _Stretch:
+        return _Stretch(blocks, await reader.read(list(dict.fromkeys(block for _, block in blocks))))
+
     async def write(stretch: _Stretch) -> None:
         await offload.run(output.write, stretch, block_bytes)
         progress.set_done(output.at)
 
     try:
-        await run_ahead(_stretches(reader, root, size_bytes=size_bytes, block_bytes=block_bytes), write)
+        await run_ahead(_stretches(reader, root, size_bytes=size_bytes, block_bytes=block_bytes), read, write)
         await offload.run(output.finish)
     finally:
         await offload.run(output.close)
@@ -76,27 +83,23 @@ async def restore_image(
 
 async def _stretches(
     reader: BlockReader, root: BlockId, *, size_bytes: int, block_bytes: int
-) -> AsyncGenerator[_Stretch, None]:
-    blocks: list[tuple[int, BlockId]] = []
+) -> AsyncGenerator[_Blocks, None]:
+    blocks: _Blocks = []
     async with aclosing(_blocks(reader, root)) as found:
         async for number, block in found:
             if number * block_bytes >= size_bytes:
                 raise ManifestDamaged(f"Block {number} lies behind the end of the image.")
             blocks.append((number * block_bytes, block))
             if len(blocks) * block_bytes >= BATCH_BYTES:
-                yield await _read(reader, blocks)
+                yield blocks
                 blocks = []
     if blocks:
-        yield await _read(reader, blocks)
+        yield blocks
 
 
 async def _blocks(reader: BlockReader, root: BlockId) -> AsyncGenerator[tuple[int, BlockId], None]:
     async for key, value in entries(reader, root, Shape.NUMBERS):
         yield key_number(key), BlockId(value)
-
-
-async def _read(reader: BlockReader, blocks: list[tuple[int, BlockId]]) -> _Stretch:
-    return _Stretch(blocks, await reader.read(list(dict.fromkeys(block for _, block in blocks))))
 
 
 class _Output:

@@ -81,7 +81,7 @@ async def restore_tree(
         progress.advance(batch.size_bytes)
 
     try:
-        await run_ahead(planner.batches(), write)
+        await run_ahead(planner.batches(), planner.filled, write)
     finally:
         await offload.run(writer.finish)
         os.close(handle)
@@ -148,9 +148,9 @@ class _Planner:
                 batch.steps.append(step)
                 batch.size_bytes += sum(length for length, _ in step.pieces)
                 if batch.is_full:
-                    yield await self._filled(batch)
+                    yield batch
                     batch = _Batch()
-        yield await self._filled(batch)
+        yield batch
 
     async def _steps(self) -> AsyncGenerator[Step, None]:
         async with aclosing(self._standing()) as paths:
@@ -228,7 +228,7 @@ class _Planner:
         step.is_last = True
         yield step
 
-    async def _filled(self, batch: _Batch) -> _Batch:
+    async def filled(self, batch: _Batch) -> _Batch:
         """The batch with its blocks. If one cannot be had, its file fails, and the others are read by themselves."""
         try:
             batch.bodies = await self._read(batch.steps)

@@ -16,7 +16,7 @@ from replicator.catalog.model import Snapshot
 from replicator.core.errors import BlockMissing
 from replicator.core.progress import Progress
 from replicator.net.link import Stream
-from replicator.repair import ask
+from replicator.repair import ask, peers
 from replicator.store.ports import Fault, SealedBlock
 from tests.support.blocks import from_body
 from tests.support.nodes import Site, a_pair, open_site, running, trust, write_tree
@@ -122,7 +122,7 @@ async def test_what_nobody_has_is_named_and_stays_in_quarantine(tmp_path: Path) 
 async def test_a_peer_that_lies_is_asked_no_more_after_three_lies_and_the_next_one_heals(
     tmp_path: Path, make: Callable[[Site, RepairBlocks], list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ask, "fraction", lambda _: 1.0)  # No turning the order around.
+    monkeypatch.setattr(peers, "fraction", lambda _: 1.0)  # No turning the order around.
     async with a_pair(tmp_path) as (home, cabin):
         await shared_snapshot(tmp_path, home, cabin)
         ruined = ruin(home, 4)
@@ -159,8 +159,8 @@ async def test_a_peer_that_lies_is_asked_no_more_after_three_lies_and_the_next_o
 async def test_a_peer_that_never_answers_costs_its_patience_once_and_is_asked_last_from_then_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ask, "_PATIENCE_S", 1.0)
-    monkeypatch.setattr(ask, "fraction", lambda _: 1.0)
+    monkeypatch.setattr(ask, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(peers, "fraction", lambda _: 1.0)
     with open_site(tmp_path / "tower", "tower") as tower:
         async with a_pair(tmp_path) as (home, cabin), running(tower):
             trust(home, tower)

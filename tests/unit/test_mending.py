@@ -35,7 +35,9 @@ class Sick:
     def broken(self) -> list[Fault]:
         return list(self.faults)
 
-    def end_owed_lines(self) -> None:
+    is_awaited = False
+
+    async def finish_rest(self) -> None:
         """Its audit has all its lines."""
 
     async def heal(self, faults: Sequence[Fault]) -> Healed:

@@ -14,7 +14,7 @@ from replicator.core.ports import Offload, WallClock
 from replicator.core.workers import Busy, Idle, Outcome, Throttled
 from replicator.jobs.runner import JobRunner
 from replicator.net.link import Link
-from replicator.repair.ask import Healer
+from replicator.repair.ask import Healer, disk_order, in_disk_order
 from replicator.repair.pace import Pace, ScrubPromise, due_ns, plan_pace
 from replicator.repair.scrub import PART_BYTES, Scrubber, standing_of
 from replicator.store.ports import BlockStore, Fault
@@ -27,10 +27,11 @@ _LOOK_AGAIN_S: Final = 3600.0
 _COLLECT_EVERY_S: Final = 6 * 3600.0
 _MEND_EVERY_S: Final = 10.0
 _MEND_MOST_S: Final = 6 * 3600.0
-_MEND_BATCH: Final = 256
+_MEND_BATCH: Final = 1024
+"""Some 60 MB: as much as shares a flush."""
 _COMPARE_LOOK_S: Final = 600.0
 _COMPARE_EVERY_S: Final = 7 * 86_400.0
-_MEND_BATCHES_MAX: Final = 64
+_MEND_BATCHES_MAX: Final = 16
 """A round asks for 16384 blocks: some gigabytes, and some megabytes of audit."""
 _BALLAST_EVERY_S: Final = 5.0
 """A look at two numbers of the file system."""
@@ -82,24 +83,28 @@ class _Round:
     """
 
     def __init__(self) -> None:
-        self._after = b""
-        self._batches = 0
+        self._todo: list[Fault] = []
+        self._after: tuple[int, int, bytes] = (0, 0, b"")
+        self._is_whole = True
         self.healed = 0
-        self.is_over = False
 
-    def begin(self) -> None:
-        self._batches = self.healed = 0
-        self.is_over = False
+    @property
+    def is_over(self) -> bool:
+        return not self._todo
 
-    def next_batch(self, broken: Sequence[Fault]) -> list[Fault]:
-        ahead = sorted((fault for fault in broken if fault.block_id > self._after), key=lambda fault: fault.block_id)
-        if not ahead:
-            ahead = sorted(broken, key=lambda fault: fault.block_id)
-        batch = ahead[:_MEND_BATCH]
-        was_last = len(ahead) <= _MEND_BATCH
-        self._after = b"" if was_last else batch[-1].block_id
-        self._batches += 1
-        self.is_over = was_last or self._batches == _MEND_BATCHES_MAX
+    def begin(self, broken: Sequence[Fault]) -> bool:
+        """Answers whether there is anything to do. Listed once a round: a store that lost everything has a long list."""
+        ordered = in_disk_order(broken)
+        ahead = [fault for fault in ordered if disk_order(fault) > self._after] or ordered
+        self._todo = ahead[: _MEND_BATCH * _MEND_BATCHES_MAX]
+        self._is_whole = len(self._todo) == len(ahead)
+        self.healed = 0
+        return bool(ahead)
+
+    def next_batch(self) -> list[Fault]:
+        batch, self._todo = self._todo[:_MEND_BATCH], self._todo[_MEND_BATCH:]
+        at_the_end = self.is_over and self._is_whole
+        self._after = (0, 0, b"") if at_the_end else disk_order(batch[-1])
         return batch
 
     def note(self, healed: int) -> None:
@@ -133,16 +138,17 @@ class Mending:
         self._round = _Round()
 
     async def step(self) -> Outcome:
-        """Ask soon when a peer has come back, and ever more rarely while nobody can help."""
+        """Ask soon when a peer has come back, and ever more rarely while nobody can help; and let readers go first."""
         await self._healer.finish_rest()
-        broken = self._store.broken()
         peers = frozenset(link.peer for link in self._links())
         is_due = bool(peers - self._asked) or trio.current_time() >= self._next_at
         if peers and is_due:
             await self._enter()  # What cannot be read is broken from now on, if it was not known to be.
-        if not broken or not peers or not is_due or self._healer.is_awaited:
+        if not peers or not is_due or self._healer.is_awaited:
             return Idle(_MEND_EVERY_S)
-        answer = await self._healer.heal(self._round.next_batch(broken))
+        if self._round.is_over and not self._round.begin(self._store.broken()):
+            return Idle(_MEND_EVERY_S)
+        answer = await self._healer.heal(self._round.next_batch())
         self._round.note(len(answer.healed))
         if any(fault.kind == Kind.RECORD for fault in answer.healed):
             await self._enter()
@@ -151,7 +157,6 @@ class Mending:
         self._asked = peers
         self._pause_s = _MEND_EVERY_S if self._round.healed else min(self._pause_s * 2, _MEND_MOST_S)
         self._next_at = trio.current_time() + self._pause_s
-        self._round.begin()
         return Idle(_MEND_EVERY_S)
 
 

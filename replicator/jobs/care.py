@@ -11,6 +11,7 @@ from replicator.core.logging import get_logger
 from replicator.core.progress import Progress
 from replicator.jobs.parts import Parts
 from replicator.jobs.runner import JobContext
+from replicator.repair.ask import in_disk_order
 from replicator.repair.coverage import find_touched
 from replicator.repair.unread import RecordsUnread, account_for_records
 from replicator.repair.verdict import Verdict, describe_place
@@ -53,23 +54,18 @@ class CareJobs:
         parts = self._parts
         if parts.healer is None:
             raise UsageError("Repair needs the other sites.", hint="Start the node with `replicator up`, then repair.")
-        broken = parts.store.broken()
+        broken = in_disk_order(parts.store.broken())
         context.progress.begin("asking peers for sound copies", unit="blocks", total=len(broken))
-        healed = 0
-        unhealed: list[Fault] = []
-        for at in range(0, len(broken), 256):
-            answer = await parts.healer.heal(broken[at : at + 256])
-            healed += len(answer.healed)
-            unhealed += answer.unhealed
-            context.progress.set_done(min(len(broken), at + 256))
+        answer = await parts.healer.heal(broken, tell=context.progress.advance)
+        context.progress.set_done(len(broken))
         with suppress(RecordsUnread):  # There is an alert for it, and the broken records are among the broken blocks.
             await account_for_records(parts.catalog, parts.reader, give_up=False)
         return {
             "damaged": len(broken),
-            "healed": healed,
-            "unhealed": len(unhealed),
-            "faults": [describe_fault(fault) for fault in unhealed[:_LISTED_MAX]],
-            "touched": await self._touched(unhealed),
+            "healed": len(answer.healed),
+            "unhealed": len(answer.unhealed),
+            "faults": [describe_fault(fault) for fault in answer.unhealed[:_LISTED_MAX]],
+            "touched": await self._touched(answer.unhealed),
         }
 
     async def _touched(self, faults: list[Fault]) -> list[dict[str, str]]:

@@ -108,14 +108,16 @@ class Healer:
 
     # -- what is asked of us --------------------------------------------------------------
 
-    async def heal(self, faults: Sequence[Fault]) -> Healed:
-        """Try every connected peer for every fault. What stays broken stays in quarantine, listed."""
+    async def heal(self, faults: Sequence[Fault], *, tell: Callable[[int], None] | None = None) -> Healed:
+        """Try every connected peer for every fault. What stays broken stays in quarantine, listed.
+
+        `tell` hears, again and again, of how many more blocks it is known whether they can be had.
+        """
         if not faults:
             return Healed()
         await self._quarantine(faults)
-        await self._seek(faults)
-        async with self._settling:
-            await self._offload.run(self._put_back.settle)
+        await self._seek(faults, tell=tell)
+        await self._settle()
         lacking = set(await self._offload.run(self._put_back.absent, [fault.block_id for fault in faults]))
         return Healed(
             [fault for fault in faults if fault.block_id not in lacking],
@@ -161,15 +163,21 @@ class Healer:
 
     async def _settle_for_readers(self) -> None:
         """They have their bytes: a disk that cannot keep them is no reason to fail."""
+        try:
+            await self._settle()
+        except StoreError as error:
+            get_logger().warning("repair.not_kept", error=str(error))
+
+    async def _settle(self) -> None:
+        """Return when everything that was written before is durable, and its lines have their ends."""
         async with self._settling:
-            try:
-                await self._offload.run(self._put_back.settle)
-            except StoreError as error:
-                get_logger().warning("repair.not_kept", error=str(error))
+            await self._offload.run(self._put_back.settle)
 
     # -- portions -------------------------------------------------------------------------
 
-    async def _seek(self, faults: Sequence[Fault], *, is_read: bool = False) -> dict[BlockId, Buffer]:
+    async def _seek(
+        self, faults: Sequence[Fault], *, is_read: bool = False, tell: Callable[[int], None] | None = None
+    ) -> dict[BlockId, Buffer]:
         """Have all of these asked for. Returns the bodies of what came, for a reader; nothing for others."""
         found: dict[BlockId, Buffer] = {}
         todo = deque({fault.block_id: fault for fault in faults}.values())
@@ -179,7 +187,7 @@ class Healer:
                 while todo:
                     await self._room.acquire()
                     portion = self._next_portion(todo, theirs)
-                    nursery.start_soon(self._work_off, portion, is_read, found)
+                    nursery.start_soon(self._work_off, portion, found if is_read else None, tell)
             for portion, wanted in theirs.items():
                 await portion.over.wait()
                 if is_read:
@@ -205,21 +213,27 @@ class Healer:
         self._under_way.update(dict.fromkeys(portion.ids, portion))
         return portion
 
-    async def _work_off(self, portion: _Portion, is_read: bool, found: dict[BlockId, Buffer]) -> None:
+    async def _work_off(
+        self, portion: _Portion, found: dict[BlockId, Buffer] | None, tell: Callable[[int], None] | None
+    ) -> None:
         try:
             if portion.left:
                 # Somebody else may have mended some before they were ours to ask for.
                 absent = set(await self._offload.run(self._put_back.absent, portion.ids))
                 portion.left = {block: fault for block, fault in portion.left.items() if block in absent}
-            await self._ask_around(portion, is_read=is_read)
+            await self._ask_around(portion, is_read=found is not None)
             portion.is_answered = True
         finally:
             for block in portion.ids:
                 del self._under_way[block]
             portion.over.set()
             self._room.release()
-            if is_read:
+            if found is not None:
                 found.update(portion.bodies)
+        if tell is not None:
+            tell(len(portion.ids))
+        if found is None and self._put_back.unsettled_bytes >= SETTLE_BYTES:
+            await self._settle()
 
     async def _ask_around(self, portion: _Portion, *, is_read: bool) -> None:
         asked: set[SiteId] = set()
@@ -317,3 +331,13 @@ class _Answer:
             self._wanted.discard(header.block_id)
         self.runs.append(item)
         return False
+
+
+def in_disk_order(faults: Iterable[Fault]) -> list[Fault]:
+    """As they lay here: a peer that got them in the same order reads them one after the other."""
+    return sorted(faults, key=disk_order)
+
+
+def disk_order(fault: Fault) -> tuple[int, int, BlockId]:
+    place = fault.place
+    return (place.segment, place.offset, fault.block_id) if place is not None else (0, 0, fault.block_id)

@@ -294,7 +294,7 @@ class LocalStore:
             body_bytes=body,
             disk_bytes=sum(self.files.size(number) for number in numbers),
             segments=len(numbers),
-            broken_blocks=len(self.ledger.broken()),
+            broken_blocks=self.ledger.broken_count(),
             condemned_blocks=self.ledger.condemned_count(),
             read_only=self.files.poisoned,
             oldest_verified_ns=self.ledger.oldest_verified_ns(),

@@ -119,6 +119,9 @@ class Ledger:
         """All ids, ascending, in batches joined to one run of bytes."""
         return self._table.ids_in_order()
 
+    def broken_count(self) -> int:
+        return self._notes.broken_count() if self._any_broken else 0
+
     def broken(self) -> list[Fault]:
         return self._notes.broken() if self._any_broken else []
 

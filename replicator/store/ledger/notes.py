@@ -40,6 +40,10 @@ class Notes:
     def any_broken(self) -> bool:
         return bool(self._db.read().execute("SELECT EXISTS (SELECT 1 FROM broken)").fetchone()[0])
 
+    def broken_count(self) -> int:
+        count: int = self._db.read().execute("SELECT count(*) FROM broken").fetchone()[0]
+        return count
+
     def broken(self) -> list[Fault]:
         rows = self._db.read().execute("SELECT id, kind, cause, segment, offset, length FROM broken ORDER BY id")
         return [Fault(BlockId(row[0]), row[1], Cause(row[2]), Place(row[3], row[4], row[5])) for row in rows]

@@ -93,7 +93,7 @@ class _Round:
         return not self._todo
 
     def begin(self, broken: Sequence[Fault]) -> bool:
-        """Answers whether there is anything to do. Listed once a round: a store that lost everything has a long list."""
+        """Answers whether there is anything to do. Listed once a round: the list may be long."""
         ordered = in_disk_order(broken)
         ahead = [fault for fault in ordered if disk_order(fault) > self._after] or ordered
         self._todo = ahead[: _MEND_BATCH * _MEND_BATCHES_MAX]

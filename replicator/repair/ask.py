@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import trio
@@ -33,7 +34,7 @@ from replicator.core.nursery import open_work_nursery
 from replicator.core.ports import Entropy, Offload, WallClock
 from replicator.net.link import Link
 from replicator.repair.peers import PATIENCE_S, Peers
-from replicator.repair.putback import SETTLE_BYTES, Come, PutBack, prove
+from replicator.repair.putback import SETTLE_BYTES, PutBack
 from replicator.store.ports import BlockStore, Fault
 
 _ASK_BLOCKS_MAX: Final = 512
@@ -87,7 +88,7 @@ class Healer:
         self._room = trio.Semaphore(_QUESTIONS_MAX)
         self._settling = trio.Lock()
         self._block_bytes = BLOCK_BODY_MAX // 16
-        """What a block takes, as the last answers had it."""
+        """What a block is thought to take. Falls slowly: after some small ones a question must not be for gigabytes."""
         self._readers = 0
         self._waiting_readers = 0
 
@@ -249,7 +250,7 @@ class Healer:
     async def _ask(self, link: Link, portion: _Portion, *, is_read: bool) -> bool:
         """Ask one peer for what is left. Answers whether it was too slow to bring all that it has."""
         faults = dict(portion.left)
-        lines = await self._offload.run(lambda: self._put_back.begin_lines(list(faults.values()), peer=link.name))
+        lines = await self._offload.run(partial(self._put_back.begin_lines, list(faults.values()), peer=link.name))
         began = trio.current_time()
         outcome, answer = "no answer", _Answer(set(faults))
         self._peers.begin(link)
@@ -259,10 +260,14 @@ class Healer:
                 outcome = "not there"
             except (PeerError, trio.TooSlowError) as error:
                 self._peers.note_failure(link, str(error) or "too slow")
-            come = await self._offload.run(prove, answer.runs)
-            if await self._keep(come, faults, lines, took_s=trio.current_time() - began, is_read=is_read):
+            come = await self._offload.run(
+                partial(
+                    self._put_back.take, answer.runs, faults, lines, took_s=trio.current_time() - began, is_read=is_read
+                )
+            )
+            if come.is_kept:
                 for block in come.bodies:
-                    del lines[block]  # They are ended with the flush.
+                    del lines[block]  # They end with the flush.
             else:
                 outcome = "could not be kept"
             portion.bodies.update(come.bodies)
@@ -276,7 +281,8 @@ class Healer:
             self._peers.end(link)
             self._put_back.end_lines(list(lines.values()), outcome, took_s=trio.current_time() - began)
         if come.bodies:
-            self._block_bytes = max(1, come.sealed_bytes // len(come.bodies))
+            block_bytes = come.sealed_bytes // len(come.bodies)
+            self._block_bytes = max(1, block_bytes, (3 * self._block_bytes + block_bytes) // 4)
             if outcome != "no answer":
                 self._peers.note_answer(link, a_block_s=(trio.current_time() - began) / len(come.bodies))
         return outcome == "no answer"
@@ -295,21 +301,6 @@ class Healer:
                 for run in stream.arrived_blocks():
                     answer.take(run)
                 raise
-
-    async def _keep(
-        self, come: Come, faults: dict[BlockId, Fault], lines: dict[BlockId, int], *, took_s: float, is_read: bool
-    ) -> bool:
-        """Into the store with it. Only a reader is helped by blocks that the store cannot take."""
-        if not come.bodies:
-            return True
-        try:
-            await self._offload.run(lambda: self._put_back.take(come, faults, lines, took_s=took_s))
-        except StoreError as error:
-            if not is_read:
-                raise
-            get_logger().warning("repair.not_kept", blocks=len(come.bodies), error=str(error))
-            return False
-        return True
 
 
 class _Answer:

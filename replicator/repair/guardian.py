@@ -44,7 +44,7 @@ class Guardian:
         await stream.send(BlocksSent(missing=b"".join(sorted(lost))), end=True)
         took, now = trio.current_time() - began, self._clock.now_ns()
         name = stream.link.name
-        self._catalog.add_repairs(
-            [RepairLine(now, b, 0, request.cause, "served", name, "served", took) for b in ids if b not in lost]
-        )
+        lines = [RepairLine(now, b, 0, request.cause, "served", name, "served", took) for b in ids if b not in lost]
+        # Not on the loop: a peer that lost everything asks hundreds of times, and each line is flushed.
+        await self._offload.run(self._catalog.add_repairs, lines)
         get_logger().info("repair.served", peer=name, blocks=served, lacking=len(lost), took_s=round(took, 3))

@@ -10,7 +10,7 @@ crash forgets none of it that has reached the disk, and the lines of the rest sa
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from protocol.ids import BlockId
@@ -33,6 +33,16 @@ class _Written:
     fault: Fault
     line: int
     took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Come:
+    """What one answer brought, proven."""
+
+    blocks: list[SealedBlock]
+    bodies: dict[BlockId, Buffer]
+    sealed_bytes: int
+    is_kept: bool = True
 
 
 class PutBack:
@@ -67,16 +77,37 @@ class PutBack:
         finally:
             self._store.end(lease)
 
-    def take(self, come: "Come", faults: dict[BlockId, Fault], lines: dict[BlockId, int], *, took_s: float) -> None:
-        """Write what has come, proven, and leave its flush to `settle`. Raises `StoreFull`, `StoreReadOnly`."""
+    def take(
+        self,
+        runs: Sequence[bytes],
+        faults: dict[BlockId, Fault],
+        lines: dict[BlockId, int],
+        *,
+        took_s: float,
+        is_read: bool,
+    ) -> Come:
+        """Prove what has come, write it, and leave its flush to `settle`.
+
+        Raises `ProtocolError`: nothing of an answer is written that has a lie in it. `StoreFull`, `StoreReadOnly` if the
+        store cannot take it, unless it is read: a reader is helped by blocks that we cannot keep.
+        """
+        come = prove(runs)
+        if not come.blocks:
+            return come
         lease = self._store.begin("repair")
         try:
             self._store.append(lease, come.blocks)
+        except StoreError as error:
+            if not is_read:
+                raise
+            get_logger().warning("repair.not_kept", blocks=len(come.blocks), error=str(error))
+            return replace(come, is_kept=False)
         finally:
             self._store.end(lease)
         with self._lock:
             self._written += [_Written(faults[block], lines[block], took_s) for block in come.bodies]
             self.unsettled_bytes += come.sealed_bytes
+        return come
 
     def settle(self) -> None:
         """Make durable what was written, prove what has to be, and end its lines. Raises as a commit does."""
@@ -155,17 +186,8 @@ class PutBack:
             get_logger().warning("repair.audit_not_written", lines=len(lines), error=str(error))
 
 
-@dataclass(frozen=True, slots=True)
-class Come:
-    """What one answer brought, proven."""
-
-    blocks: list[SealedBlock]
-    bodies: dict[BlockId, Buffer]
-    sealed_bytes: int
-
-
 def prove(runs: Sequence[bytes]) -> Come:
-    """In a worker thread. Raises `ProtocolError` for the first block that is not what it says."""
+    """Raises `ProtocolError` for the first block that is not what it says."""
     blocks: list[SealedBlock] = []
     bodies: dict[BlockId, Buffer] = {}
     for run in runs:

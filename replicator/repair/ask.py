@@ -250,7 +250,9 @@ class Healer:
     async def _ask(self, link: Link, portion: _Portion, *, is_read: bool) -> bool:
         """Ask one peer for what is left. Answers whether it was too slow to bring all that it has."""
         faults = dict(portion.left)
-        lines = await self._offload.run(partial(self._put_back.begin_lines, list(faults.values()), peer=link.name))
+        lines = await self._offload.run(
+            partial(self._put_back.begin_lines, list(faults.values()), peer=link.name, is_read=is_read)
+        )
         began = trio.current_time()
         outcome, answer = "no answer", _Answer(set(faults))
         self._peers.begin(link)
@@ -265,21 +267,20 @@ class Healer:
                     self._put_back.take, answer.runs, faults, lines, took_s=trio.current_time() - began, is_read=is_read
                 )
             )
-            if come.is_kept:
-                for block in come.bodies:
-                    del lines[block]  # They end with the flush.
-            else:
-                outcome = "could not be kept"
-            portion.bodies.update(come.bodies)
             for block in come.bodies:
                 del portion.left[block]
+                if lines is not None and come.is_kept:
+                    del lines[block]  # It ends with the flush.
+            if not come.is_kept:
+                outcome = "could not be kept"
+            portion.bodies.update(come.bodies)
         except ProtocolError as error:
             outcome = "a lie"
             self._peers.note_lie(link, error.why)
             return False
         finally:
             self._peers.end(link)
-            self._put_back.end_lines(list(lines.values()), outcome, took_s=trio.current_time() - began)
+            self._put_back.end_lines(list((lines or {}).values()), outcome, took_s=trio.current_time() - began)
         if come.bodies:
             block_bytes = come.sealed_bytes // len(come.bodies)
             self._block_bytes = max(1, block_bytes, (3 * self._block_bytes + block_bytes) // 4)

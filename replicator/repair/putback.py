@@ -81,19 +81,21 @@ class PutBack:
         self,
         runs: Sequence[bytes],
         faults: dict[BlockId, Fault],
-        lines: dict[BlockId, int],
+        lines: dict[BlockId, int] | None,
         *,
         took_s: float,
         is_read: bool,
     ) -> Come:
         """Prove what has come, write it, and leave its flush to `settle`.
 
-        Raises `ProtocolError`: nothing of an answer is written that has a lie in it. `StoreFull`, `StoreReadOnly` if the
-        store cannot take it, unless it is read: a reader is helped by blocks that we cannot keep.
+        Raises `ProtocolError`: of an answer with a lie in it nothing is written. Raises `StoreFull`, `StoreReadOnly` if
+        the store cannot take it, unless it is read: a reader is helped by blocks that we cannot keep.
         """
         come = prove(runs)
         if not come.blocks:
             return come
+        if lines is None:
+            return replace(come, is_kept=False)
         lease = self._store.begin("repair")
         try:
             self._store.append(lease, come.blocks)
@@ -138,12 +140,21 @@ class PutBack:
 
     # -- the audit ------------------------------------------------------------------------
 
-    def begin_lines(self, faults: Sequence[Fault], *, peer: str) -> dict[BlockId, int]:
-        """Before the blocks are back: a crash in between must not lose their lines."""
+    def begin_lines(self, faults: Sequence[Fault], *, peer: str, is_read: bool) -> dict[BlockId, int] | None:
+        """Before the blocks are back: a crash in between must not lose their lines.
+
+        Raises `StoreError` if there is no room for them. For a reader, None: it gets its blocks, and nothing is mended.
+        """
         now = self._clock.now_ns()
-        return self._catalog.begin_repairs(
-            [RepairLine(now, f.block_id, f.kind, f.cause.value, "asked", peer, "asking", 0.0) for f in faults]
-        )
+        try:
+            return self._catalog.begin_repairs(
+                [RepairLine(now, f.block_id, f.kind, f.cause.value, "asked", peer, "asking", 0.0) for f in faults]
+            )
+        except StoreError as error:
+            if not is_read:
+                raise
+            get_logger().warning("repair.audit_not_begun", lines=len(faults), error=str(error))
+            return None
 
     def end_lines(self, numbers: Sequence[int], outcome: str, *, took_s: float) -> None:
         if numbers:

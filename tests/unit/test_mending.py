@@ -64,6 +64,16 @@ async def test_blocks_behind_a_hundred_thousand_that_nobody_has_are_mended_too(m
     assert sorted(sick.asked) == list(range(95)) and len(sick.faults) == 94
 
 
+async def test_a_reader_that_waits_for_blocks_goes_first() -> None:
+    sick = Sick(3, mendable={0, 1, 2})
+    mending = worker(sick, [PEER])
+    sick.is_awaited = True
+    assert isinstance(await mending.step(), Idle) and sick.asked == []
+    sick.is_awaited = False
+    await mending.step()
+    assert sick.asked == [0, 1, 2]
+
+
 def hours_pass(scenario: Callable[[], Awaitable[None]]) -> None:
     trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))
 

@@ -12,7 +12,7 @@ from bench.harness import OURS, Row, Setting, scratch
 from bench.meter import gauged
 from bench.nodes import Node
 from bench.reconcile import measure, random_ids
-from bench.scenarios.node import check_equal, measured
+from bench.scenarios.node import check_equal, floor, measured
 
 _DAMAGE: Final = 100
 _DISTANCES_MS: Final = (0, 50, 200)
@@ -35,6 +35,9 @@ def restore_from_peer(setting: Setting) -> Iterator[Row]:
                     check_equal(source, out)
                 figures["mb_per_s"] = size / figures["wall_s"] / 1e6
                 yield Row(f"{data}, restore from a peer", OURS, figures)
+                if setting.with_floor and data == "A":
+                    with scratch(setting.work) as out:
+                        yield floor("A, restore from a peer", size, "restore_from_peer", cabin.segments, source, out)
 
 
 def repair(setting: Setting) -> Iterator[Row]:
@@ -47,8 +50,9 @@ def repair(setting: Setting) -> Iterator[Row]:
             _ruin(home.segments, seed=run)
             home.start()
             home.wait_linked("cabin")
-            row = measured("A, repair", home, lambda: home.run("scrub", {"from_start": True}), size)
-            yield row
+            yield measured("A, repair", home, lambda: home.run("scrub", {"from_start": True}), size)
+            if setting.with_floor:
+                yield floor("A, repair", size, "scrub", home.segments)
 
 
 def rebuild(setting: Setting) -> Iterator[Row]:
@@ -62,6 +66,9 @@ def rebuild(setting: Setting) -> Iterator[Row]:
             with gauged(figures, servers=[home.pid, cabin.pid]):
                 home.run("repair", {})
             yield Row("A, rebuild", OURS, {**figures, "mb_per_s": size / figures["wall_s"] / 1e6})
+            if setting.with_floor:
+                with scratch(setting.work) as out:
+                    yield floor("A, rebuild", size, "sync", cabin.segments, out)
 
 
 def many_peers(setting: Setting) -> Iterator[Row]:

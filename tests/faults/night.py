@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.faults.clocks import NoCompiler, leap_clocks
+from tests.faults.cuts import cut_routes
 from tests.faults.flips import flip_bits
 from tests.faults.flushes import first_flushes
 from tests.faults.full_disk import cycle_full_disk
@@ -21,6 +23,7 @@ from tests.faults.points import PHASES, Judged, census, draw, play, scratch
 from tests.faults.power import CutJudged, can_cut, cut_and_judge
 from tests.faults.same_store import live
 from tests.faults.stage import Stage
+from tests.support.namespaces import why_no_hosts
 
 MESH_SHARE = 4
 """One point in so many is played by two real nodes; it takes five times as long as one of a store."""
@@ -133,9 +136,35 @@ def flips(_: Stage, report: Report, rounds: int) -> None:
     report.facts["found by sums, and block by block"] = f"{flipped.by_sums}, {flipped.flips - flipped.by_sums}"
 
 
+def clocks(_: Stage, report: Report, rounds: int) -> None:
+    try:
+        leapt = leap_clocks(rounds, seed=report.seed)
+    except NoCompiler as error:
+        raise SystemExit(f"This machine cannot do it: it {error}.") from None
+    report.rounds = leapt.rounds
+    report.problems += [leapt.problem] if leapt.problem else []
+    report.facts |= {
+        "killed and back by a wrong clock": leapt.kills, "collections refused": leapt.refused,
+        "restores by a wrong clock": leapt.restored,
+    }  # fmt: skip
+
+
+def cuts(_: Stage, report: Report, rounds: int) -> None:
+    if why := why_no_hosts():
+        raise SystemExit(f"This machine cannot do it: {why}.")
+    done = cut_routes(rounds, seed=report.seed)
+    report.rounds = done.rounds
+    report.problems += [done.problem] if done.problem else []
+    report.facts |= {
+        "one way, around a whole host": f"{done.one_way}, {done.islands}", "nodes killed behind a cut": done.kills,
+        "slowest from healed to everywhere, s": done.slowest_s,
+    }  # fmt: skip
+
+
 MODES: dict[str, tuple[Callable[[Stage, Report, int], None], int]] = {
     "kill-points": (kill_points, 1500), "errors": (errors, 1000), "order": (order, 10_000), "power": (power, 1000),
-    "same-store": (same_store, 500), "full-disk": (full_disk, 20), "flips": (flips, 10_000),
+    "same-store": (same_store, 500), "full-disk": (full_disk, 20), "flips": (flips, 10_000), "clocks": (clocks, 60),
+    "cuts": (cuts, 40),
 }  # fmt: skip
 """Each with the rounds of a night."""
 

@@ -77,7 +77,8 @@ def _may_be_pruned(world: World, site: MemorySite, snapshot: Snapshot) -> bool:
     """Whether the keep rule has room for it no more: only its own origin has a rule, and the newest always stay."""
     record = snapshot.record
     path = world.model(site).paths.get(record.volume_id)
-    keeps = [one.keep for one in world.volumes_of(site) if one.path == path and one.every_s]
+    # A keep rule belongs to a schedule: without one there is none.
+    keeps = [one.keep if one.every_s else 0 for one in world.volumes_of(site) if one.path == path]
     newer = [
         one
         for one in world.model(site).seen.values()

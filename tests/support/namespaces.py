@@ -5,6 +5,7 @@ There is no netem on every kernel, so delay and loss are `tests.support.proxy`'s
 """
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,18 @@ class Host:
 
     def see_again(self, other: "Host") -> None:
         ip("-n", self.name, "rule", "del", "to", f"{other.address}/32", "priority", "100", "blackhole")
+
+
+def why_no_hosts() -> str:
+    """Why this machine has no namespaces for us; empty if it has."""
+    if shutil.which("ip") is None:
+        return "there is no `ip` here (iproute2)"
+    name = f"rp{os.getpid() % 100_000}try"
+    made = ip("netns", "add", name, check=False)
+    if made.returncode:
+        return f"no network namespaces: {made.stderr.strip()}"
+    ip("netns", "del", name, check=False)
+    return ""
 
 
 @contextmanager

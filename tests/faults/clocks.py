@@ -57,7 +57,9 @@ def build(folder: Path) -> Path:
         raise NoCompiler("needs a C compiler")
     library = folder / "clock_shim.so"
     words = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE)]
-    subprocess.run(words, check=True, timeout=60, capture_output=True)
+    done = subprocess.run(words, timeout=60, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NoCompiler(f"has a C compiler that does not work: {done.stderr[-200:]}")
     return library
 
 

@@ -62,10 +62,23 @@ def looped(image: Path, mountpoint: Path, *, options: str = "") -> Iterator[None
         try:
             yield
         finally:
-            gc.collect()  # The runs of a ledger are closed when nobody refers to them any more.
-            run("umount", str(mountpoint))
+            _unmount(mountpoint)
     finally:
         run("losetup", "--detach", device)
+
+
+def _unmount(mountpoint: Path, *, seconds: float = 10.0) -> None:
+    """What reads there is closed when nobody refers to it any more, and a thread may still be on its way out."""
+    deadline = time.monotonic() + seconds
+    while True:
+        gc.collect()
+        try:
+            run("umount", str(mountpoint))
+            return
+        except AssertionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def heal_file_system(image: Path) -> None:

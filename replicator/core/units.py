@@ -12,10 +12,15 @@ _SPANS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 def parse_size(text: str) -> int:
     """Bytes in `10`, `4k`, `1.5GiB`, `20MB`. Raises `UsageError`."""
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?\s*", text, re.IGNORECASE)
-    if not found:
+    count = _count(text)
+    if count is None:
         raise UsageError(f"{text!r} is not a size.", hint="Write it like 500MB, 4GiB or 65536.")
-    return int(float(found[1]) * _SIZES[(found[2] or "").lower()])
+    return count
+
+
+def _count(text: str) -> int | None:
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?\s*", text, re.IGNORECASE)
+    return int(float(found[1]) * _SIZES[(found[2] or "").lower()]) if found else None
 
 
 def parse_rate(text: str) -> int:
@@ -25,10 +30,12 @@ def parse_rate(text: str) -> int:
         return 0
     # The case of one letter is a factor of eight: Mbps are bits, MBps are bytes.
     in_bits = re.fullmatch(r"(.*?)(?:bit(?:/s|ps)?|bps)", plain) or re.fullmatch(r"(?i)(.*?)bit(?:/s|ps)?", plain)
+    count = _count(in_bits[1] if in_bits else re.sub(r"(?i)(/s|ps)$", "", plain))
+    if count is None:
+        raise UsageError(f"{plain!r} is not a rate.", hint="Write it like 20MB/s, 100Mbit/s or none.")
     if in_bits:
-        bits = parse_size(in_bits[1])
-        return max(1, bits // 8) if bits else 0  # Never round a limit down to "no limit".
-    return parse_size(re.sub(r"(?i)(/s|ps)$", "", plain))
+        return max(1, count // 8) if count else 0  # Never round a limit down to "no limit".
+    return count
 
 
 def parse_span(text: str) -> float:

@@ -1,5 +1,7 @@
 """Sizes, rates and spans as people write and read them, and how far a piece of work is."""
 
+from typing import Any
+
 import pytest
 
 from replicator.core.errors import UsageError
@@ -38,6 +40,16 @@ def test_what_is_neither_is_refused(text: str) -> None:
     for parse in (parse_size, parse_rate, parse_span):
         with pytest.raises(UsageError):
             parse(text)
+
+
+@pytest.mark.parametrize(
+    ("parse", "shows"),
+    [(parse_size, "500MB, 4GiB"), (parse_rate, "20MB/s, 100Mbit/s"), (parse_span, "30s, 15m")],
+)
+def test_what_is_not_understood_is_answered_with_examples_of_the_same_kind(parse: Any, shows: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse("fast")
+    assert "'fast'" in caught.value.message and shows in caught.value.hint
 
 
 def test_numbers_are_shown_in_the_unit_that_fits() -> None:

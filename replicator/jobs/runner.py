@@ -65,15 +65,16 @@ class JobRunner:
 
     async def run(self, *, started: trio.Event) -> None:
         """Take up what an earlier run left unfinished, and then whatever is submitted, until cancelled."""
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
                 for row in self._history.unfinished():
                     self._start(row)
                 started.set()
                 await trio.sleep_forever()
-        finally:
-            self._is_over = True
+            finally:
+                # Before the nursery closes: from its last task's end on it takes nobody any more.
+                self._is_over = True
 
     def submit(self, kind: str, args: dict[str, Any], *, job_id: str) -> JobView:
         """Enter a job durably and start it. Raises `UsageError` for a kind that there is not."""

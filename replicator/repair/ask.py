@@ -107,6 +107,11 @@ class Healer:
         """A reader waits for blocks just now: whoever mends at leisure does better to let it go first."""
         return self._waiting_readers > 0
 
+    @property
+    def all_believed_in_s(self) -> float:
+        """In how many seconds everybody may be asked again, liars too."""
+        return self._peers.all_believed_in_s()
+
     # -- what is asked of us --------------------------------------------------------------
 
     async def heal(self, faults: Sequence[Fault], *, tell: Callable[[int], None] | None = None) -> Healed:

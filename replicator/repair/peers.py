@@ -57,6 +57,13 @@ class Peers:
             return last
         return links[0]
 
+    def all_believed_in_s(self) -> float:
+        """In how many seconds everybody may be asked again; 0 if nobody is banished."""
+        now = trio.current_time()
+        return max(
+            (one.banished_until - now for one in self._standing.values() if one.banished_until > now), default=0.0
+        )
+
     def _cost(self, link: Link) -> tuple[float, int]:
         """How long one more question is likely to take; who has not been asked yet is thought to be quick."""
         standing = self._of(link)

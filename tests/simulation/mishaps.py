@@ -75,15 +75,13 @@ async def start_again(world: World, site: MemorySite) -> None:
         is_new = not jobs.execute("SELECT 1 FROM sqlite_schema WHERE name = 'jobs'").fetchone()
         if not is_new and jobs.execute("SELECT count(*) FROM jobs WHERE state = 'running'").fetchone()[0]:
             world.sometimes("job taken up again")
-        while True:
+        while not site.is_up:  # Another mishap of the same machine may have started it while we waited.
             # Whoever supervises a node starts it again when it could not start: a disk may have been full.
             try:
                 await site.start()
             except ReplicatorError as error:
                 world.trace.note(f"{site.name} does not start: {error}")
                 await trio.sleep(2)
-            else:
-                break
         world.trace.note(f"{site.name} is up")
 
 

@@ -2,8 +2,8 @@
 
 Of a file of ten kilobytes, reading, naming and packing take 40 µs in native code and as much in the interpreter, in
 a dozen calls that each give the interpreter's lock away and want it back. Two threads that do this hinder each
-other more than they help: 50,000 files took 5.4 processor seconds in one thread and 8.7 in three. So a process of
-its own does it, and what it hands over are runs of sealed blocks (decision 0025).
+other more than they help. So a process of its own does it, and what it hands over are runs of sealed blocks
+(docs/decisions/0025).
 
 A process that does not start, or dies, is no loss: its batch is read here, and so is the rest.
 """

@@ -47,6 +47,7 @@ def test_rare_paths_are_walked_by_these_few_worlds_already() -> None:
         "a mark that misses the newest snapshot",
         "a sentence that is not lifted",
         "a collection that waits for no writer",
+        "an order that looks at no tenant",
     ],
 )
 def test_a_guard_that_is_taken_away_is_missed(name: str) -> None:

@@ -66,6 +66,9 @@ def _check_kept(world: World, site: MemorySite) -> None:
             continue
         if name in model.held:
             raise Violation(f"{site.name} lost {_name(snapshot)} although it is held")
+        record, is_hit = snapshot.record_block, snapshot.record_block in model.damaged
+        if model.lost_catalogs and is_hit and not is_sound(site, record) and not has_other_copy(world, site, record):
+            continue  # Its record was hit while the catalogue was gone, and nobody has another copy of it by now.
         if name not in model.deleted and not _may_be_pruned(world, site, snapshot):
             raise Violation(f"{site.name} has acknowledged {_name(snapshot)} and does not have it")
     for snapshot in site.catalog.snapshots():

@@ -107,7 +107,8 @@ async def _go_on(world: World, site: MemorySite, place: Place, volume: Volume) -
         to=tuple(neighbours),
         tenant=world.tenancy.label(place),
     )
-    site.sources[path] = content
+    # A version of its own: a second turn of the same site may begin with an older copy than its first one ended with.
+    site.sources[path] = world.contents.change(content, world.chance)  # type: ignore[arg-type]
     world.volumes = [one for one in world.volumes if (one.site, one.path) != (number, path)] + [turn]
     world.tenancy.away.pop((site.name, path), None)
     world.taken_over[place] = turn

@@ -11,10 +11,14 @@ ever near a truncation.
 
 What the disk refuses to give is another matter than what is torn: the cable may be tight again
 tomorrow. The ledger then accounts for the segment only up to there, and the next opening looks again.
+And what is no block at the first look is read once more, from the disk: a bit that was wrong on its
+way here would otherwise cost a good block its place in the ledger.
 """
 
+import mmap
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -84,7 +88,7 @@ def sound_blocks(handle: int, start: int, size: int, *, unreadable: list[int]) -
 
     Where the disk did not give everything, the offset from which to walk again is added to `unreadable`.
     """
-    at = base = start
+    at = base = seen_twice_to = start
     data = b""
     while at + HEADER_BYTES <= size:
         if base + len(data) < min(size, at + _LARGEST):
@@ -93,12 +97,25 @@ def sound_blocks(handle: int, start: int, size: int, *, unreadable: list[int]) -
         try:
             header, _ = unseal(data, here)
         except ProtocolError:
+            if min(size, at + _LARGEST) > seen_twice_to:
+                # No byte is read more than twice, however much of this only looks like the beginning of a block.
+                _drop_cached(handle, at)
+                base, data = at, _read_what_can_be_read(handle, min(_WINDOW, size - at), at, unreadable)
+                seen_twice_to = at + len(data)
+                continue
             following = data.find(MAGIC, here + 1)
             # None in this window: one may begin in its last bytes, and end in the next.
             at = base + following if following >= 0 else max(at + 1, base + len(data) - len(MAGIC) + 1)
             continue
         yield header, at
         at += header.sealed_bytes
+
+
+def _drop_cached(handle: int, at: int) -> None:
+    """Make the next read of a window come from the disk. Where that cannot be had, it is at least another read."""
+    page = at - at % mmap.PAGESIZE
+    with suppress(OSError):
+        os.posix_fadvise(handle, page, _WINDOW + mmap.PAGESIZE, os.POSIX_FADV_DONTNEED)
 
 
 def _read_what_can_be_read(handle: int, count: int, at: int, unreadable: list[int]) -> bytes:

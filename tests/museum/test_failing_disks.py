@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from protocol.wire.envelope import HEADER_BYTES, MAGIC
 from replicator.core.errors import (
     StoreFull,
     StoreReadOnly,
@@ -230,6 +231,54 @@ def test_what_a_disk_refuses_to_give_during_a_rebuild_is_looked_for_again_at_the
     store.close()
     store = open_store(root, config=config)
     assert store.replayed.segments == 0, "all is accounted for now"
+    store.close()
+
+
+@pytest.mark.parametrize("where", ["header", "body"])
+def test_a_bit_that_is_wrong_on_its_way_to_a_rebuild_costs_no_block(
+    root: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The ledger is gone, and each first look at a window has a wrong byte. What is no block is looked at again."""
+    config, blocks = StoreConfig(reserve_bytes_max=0), sealed_blocks(*range(40))
+    store = open_store(root, config=config)
+    put(store, blocks)
+    store.close()
+    shutil.rmtree(root / "ledger")
+    seen = set[int]()
+
+    def is_wrong_at_first(handle: int, size: int, offset: int) -> bytes:
+        data = bytearray(real(handle, size, offset))
+        if offset not in seen and data:
+            seen.add(offset)
+            data[1 if where == "header" else HEADER_BYTES + 1] ^= 0x10
+        return bytes(data)
+
+    real = replay.pread_all
+    monkeypatch.setattr(replay, "pread_all", is_wrong_at_first)
+    store = open_store(root, config=config)
+    assert store.read(ids_of(blocks)).faults == []
+    assert store.replayed.skipped_bytes == 0
+    store.close()
+
+
+def test_what_is_no_block_is_read_twice_and_not_more(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is full of what looks like the beginning of a block."""
+    config, blocks = StoreConfig(reserve_bytes_max=0), sealed_blocks(*range(40))
+    store = open_store(root, config=config)
+    put(store, blocks)
+    [number] = store.files.numbers()
+    store.close()
+    shutil.rmtree(root / "ledger")
+    garbage = MAGIC * 100_000
+    with (root / "segments" / f"{number:08d}.seg").open("ab") as file:
+        file.write(garbage)
+    asked: list[int] = []
+    real = replay.pread_all
+    monkeypatch.setattr(replay, "pread_all", lambda *what: (asked.append(what[1]), real(*what))[1])
+    store = open_store(root, config=config)
+    assert store.read(ids_of(blocks)).faults == []
+    assert store.replayed.skipped_bytes == len(garbage)
+    assert sum(asked) <= 2 * store.files.size(number)
     store.close()
 
 

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -34,6 +35,12 @@ _LARGE_ENTRY: Final = 8 * KIB
 """Below this, an entry is mostly its pieces; hundreds of those fit into a node, and it has 32 on average."""
 _LEAF_BYTES_MAX: Final = 3 * MIB
 """What entries of one node may take before attributes are left out. The rest is for the keys."""
+
+_EXPECTED_MAX: Final = 1024
+"""Changes whose nodes of the old map are read together: some megabytes, if each is in a node of its own."""
+
+_FEW_GONE: Final = 8
+"""Names of one folder that has gone, up to which they are read for with the rest of their batch."""
 
 Answer = list[Step | FileRead] | FileRead | Window
 
@@ -86,6 +93,8 @@ class TreeBuilder:
             case FileRead():
                 await self._put_read(answer)
             case _:
+                if self._has_base:
+                    await self._editor.expect(list(_changed_keys(answer)))
                 for one in answer:
                     await self._take_step(one)
         if self._nodes.is_full:
@@ -105,8 +114,15 @@ class TreeBuilder:
                 self._tally.entries += known.paths
                 self._count_unopened(known.size_bytes, known.files)
             case Gone(keys):
-                for key in keys:
-                    await self._editor.put(key, None)
+                await self._put_gone(keys)
+
+    async def _put_gone(self, keys: list[bytes]) -> None:
+        for at in range(0, len(keys), _EXPECTED_MAX):
+            some = keys[at : at + _EXPECTED_MAX]
+            if len(keys) > _FEW_GONE:
+                await self._editor.expect(some)
+            for key in some:
+                await self._editor.put(key, None)
 
     def _count_unopened(self, size: int, files: int) -> None:
         self._tally.size_bytes += size
@@ -250,3 +266,17 @@ class TreeBuilder:
         for index, value in enumerate(pieces.values()):
             await editor.put(number_key(index), value)
         return await editor.finish()
+
+
+def _changed_keys(batch: list[Step | FileRead]) -> Iterator[bytes]:
+    """What of a batch goes into the map. The names in a folder that has gone may be very many: they come in turn."""
+    for one in batch:
+        match one:
+            case FileRead():
+                yield one.found.key
+            case Found() if not one.is_remembered:
+                yield one.key
+            case Gone(keys) if len(keys) <= _FEW_GONE:
+                yield from keys
+            case _:
+                pass

@@ -17,6 +17,7 @@ silent while it tells the difference, the same is done, without giving up on it 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, Protocol
 
 import trio
@@ -50,6 +51,8 @@ from replicator.sync.receipts import sign_receipt
 
 _ASK_BATCH: Final = 256
 _NODE_BATCH: Final = 128
+_EXPECTED: Final = 256
+"""Changes whose nodes of the old manifest are read together: at most some megabytes."""
 _PROGRESS_S: Final = 0.25
 SOURCES_MAX: Final = 3
 """Sites that are asked for blocks besides the one that offers: four of them fill any link of ours."""
@@ -335,13 +338,16 @@ class _Session:
                     continue
                 if isinstance(item, bytes) or complete:
                     raise Unexpected("a difference goes on after its end")
-                for key, value in unpack.changes(item):
-                    await editor.put(key, value)
-                    self._entries += 1
+                changes = unpack.changes(item)
+                while some := list(islice(changes, _EXPECTED)):
+                    self._entries += len(some)
                     if self._entries > entries_max:
                         raise Unexpected("a difference names more than both snapshots hold")
-                    if value is not None:
-                        self._note_needed(value)
+                    await editor.expect([key for key, _ in some])
+                    for key, value in some:
+                        await editor.put(key, value)
+                        if value is not None:
+                            self._note_needed(value)
                 await self._ask()
                 await self._store_nodes_if_many()
                 self._diff_bytes = stream.message_bytes_in

@@ -30,11 +30,30 @@ class Nodes:
     async def read(self, ids: Sequence[BlockId]) -> dict[BlockId, Buffer]:
         return {block: self.bodies[block] for block in ids}
 
-    async def build(self, shape: Shape, changes: Changes | Map, *, base: BlockId | None = None) -> BlockId:
+    async def build(
+        self, shape: Shape, changes: Changes | Map, *, base: BlockId | None = None, expecting: int = 0
+    ) -> BlockId:
+        """`expecting`: how many changes are told of together before they are made."""
         editor = MapEditor(shape, self.bodies.__setitem__, reader=self, base=base)
-        for key, value in sorted(changes.items()):
+        for number, (key, value) in enumerate(ordered := sorted(changes.items())):
+            if expecting and number % expecting == 0:
+                await editor.expect([key for key, _ in ordered[number : number + expecting]])
             await editor.put(key, value)
         return await editor.finish()
+
+
+class Counting(Nodes):
+    """Says what was asked for, and how often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[BlockId] = []
+        self.times = 0
+
+    async def read(self, ids: Sequence[BlockId]) -> dict[BlockId, Buffer]:
+        self.asked += ids
+        self.times += 1
+        return await super().read(ids)
 
 
 class World:
@@ -95,6 +114,38 @@ def test_any_edits_give_the_root_of_a_fresh_build(shape: Shape, seed: int) -> No
             assert [change async for change in walk.diff(nodes, old_root, root, shape)] == [
                 (key, content.get(key)) for key in sorted({*before, *content}) if before.get(key) != content.get(key)
             ]
+
+    trio.run(main)
+
+
+@settings(max_examples=40)
+@given(shape=SHAPES, seed=SEEDS, expecting=st.sampled_from([1, 7, 1000]))
+def test_what_is_expected_changes_nothing_and_reads_no_node_that_is_not_needed(
+    shape: Shape, seed: int, expecting: int
+) -> None:
+    async def main() -> None:
+        world, nodes = World(shape, seed), Counting()
+        root = await nodes.build(shape, content := world.content())
+        changes = world.edits(content)
+        singly = await nodes.build(shape, changes, base=root)
+        needed, nodes.asked = set(nodes.asked), []
+        assert await nodes.build(shape, changes, base=root, expecting=expecting) == singly
+        assert set(nodes.asked) == needed
+
+    trio.run(main)
+
+
+def test_changes_that_are_expected_cost_one_read_a_level() -> None:
+    async def main() -> None:
+        world, nodes = World(Shape.NAMES, 7), Counting()
+        content = {b"d\0%06d" % n: world.value() for n in range(20_000)}
+        changes: Changes = {key: world.value() for key in world.rnd.sample(sorted(content), 200)}
+        root = await nodes.build(Shape.NAMES, content)
+        await nodes.build(Shape.NAMES, changes, base=root)
+        assert nodes.times > 150
+        nodes.times = 0
+        await nodes.build(Shape.NAMES, changes, base=root, expecting=200)
+        assert nodes.times < 10
 
     trio.run(main)
 
@@ -160,15 +211,6 @@ def test_unchanged_subtrees_are_neither_read_nor_written_again() -> None:
 
 
 def test_a_difference_reads_hardly_a_node_that_both_maps_have() -> None:
-    class Counting(Nodes):
-        def __init__(self) -> None:
-            super().__init__()
-            self.asked: list[BlockId] = []
-
-        async def read(self, ids: Sequence[BlockId]) -> dict[BlockId, Buffer]:
-            self.asked += ids
-            return await super().read(ids)
-
     async def main() -> None:
         world, nodes = World(Shape.NAMES, 7), Counting()
         content = {b"d\0%06d" % n: world.value() for n in range(20_000)}
@@ -294,7 +336,10 @@ def test_a_tree_whose_order_lies_is_refused() -> None:
 
 def test_changes_out_of_order_are_refused() -> None:
     async def main() -> None:
-        editor = MapEditor(Shape.NAMES, lambda *_: None, reader=None, base=None)
+        nodes = Nodes()
+        root = await nodes.build(Shape.NAMES, {b"%03d" % number: b"" for number in range(500)})
+        editor = MapEditor(Shape.NAMES, lambda *_: None, reader=nodes, base=root)
+        await editor.expect([b"400", b"300", b"300", b"zzz", b"000"])  # A peer may say such a thing.
         await editor.put(b"b", b"")
         with pytest.raises(ManifestDamaged):
             await editor.put(b"b", b"")

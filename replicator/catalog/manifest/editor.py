@@ -5,7 +5,8 @@ would be cut at the same places, is taken over as it is: one id, not read, not w
 is touched is taken apart and cut anew. Memory holds one open node a level.
 """
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from protocol.wire.envelope import Buffer
 from replicator.catalog.manifest.nodes import (
     EMPTY_ROOTS,
     LEVEL_MAX,
+    Node,
     Shape,
     decode_node,
     encode_node,
@@ -53,6 +55,7 @@ class MapEditor:
     """Turns an old root and ordered changes into a new root.
 
     editor = MapEditor(Shape.NAMES, sink, reader=reader, base=old_root)
+    await editor.expect(keys)        # if you like: reads together what the next changes need
     await editor.put(key, value)     # strictly ascending; None removes
     root = await editor.finish()
     """
@@ -65,12 +68,55 @@ class MapEditor:
         self._base = base
         self._old: list[_Old] = []
         self._opened = base is None
+        self._ahead: dict[BlockId, Node] = {}
+        """Nodes of the old map that were read for changes which are still to come."""
         self._levels: list[_Open] = [_Open()]
         self._recent: bytes | None = None
         self._last_change: bytes | None = None
         self._last_taken: BlockId | None = None
         self.nodes_written = 0
         self.nodes_reused = 0
+
+    async def expect(self, keys: Sequence[bytes]) -> None:
+        """Read the old nodes that changes of these next `keys` open: one read a level, instead of one a node.
+
+        `keys` ascend. They need not all be put, and others may be: each node is then read when it is needed.
+        What was read for keys that were expected before is let go.
+        """
+        self._ahead.clear()
+        if self._base is None or not keys:
+            return
+        await self._open_base()
+        wanted: list[tuple[BlockId, int, Sequence[bytes]]] = []
+        for old in reversed(self._old):
+            upto = bisect_right(keys, old.keys[-1]) if old.keys else 0
+            wanted += self._children(old, keys[:upto])
+            keys = keys[upto:]
+        assert self._reader is not None
+        while wanted:
+            bodies = await self._reader.read([child for child, _, _ in wanted])
+            found = [(decode_node(bodies[child]), child, level, below) for child, level, below in wanted]
+            self._ahead |= {child: node for node, child, _, _ in found}
+            # One that is not where its parent says is refused when it is opened.
+            wanted = [
+                one
+                for node, _, level, below in found
+                if node.level == level
+                for one in self._children(_Old(level, node.keys, node.values), below)
+            ]
+
+    def _children(self, old: _Old, keys: Sequence[bytes]) -> Iterator[tuple[BlockId, int, Sequence[bytes]]]:
+        """The children of an inner node that changes of `keys` open, their level, and the keys of each."""
+        at = 0
+        while old.level and at < len(keys):
+            index = bisect_left(old.keys, keys[at], old.at)
+            if index == len(old.keys):
+                return
+            upto = bisect_right(keys, old.keys[index], at)
+            below = [key for key in keys[at:upto] if not self._is_before(old, index, key)]
+            if below:
+                yield BlockId(old.values[index]), old.level - 1, below
+            at = max(upto, at + 1)  # A peer's keys may be out of order, which `put` is to say.
 
     async def put(self, key: bytes, value: bytes | None) -> None:
         """The next change. Raises `ManifestDamaged` if keys do not ascend: a peer may have sent them."""
@@ -113,19 +159,23 @@ class MapEditor:
     # -- the old map ----------------------------------------------------------------------
 
     async def _load(self, node: BlockId, *, level: int | None = None) -> _Old:
-        assert self._reader is not None
-        body = (await self._reader.read([node]))[node]
-        decoded = decode_node(body)
+        decoded = self._ahead.get(node)
+        if decoded is None:
+            assert self._reader is not None
+            decoded = decode_node((await self._reader.read([node]))[node])
         if decoded.shape is not self._shape or (level is not None and (decoded.level != level or not decoded.keys)):
             raise ManifestDamaged(f"Node {node.hex()} is not the {self._shape.name} node that its parent says.")
         return _Old(decoded.level, decoded.keys, decoded.values)
 
-    async def _copy_old_until(self, key: bytes | None) -> None:
-        """Take over everything before `key` (all that is left, for None), and drop the old value of `key`."""
+    async def _open_base(self) -> None:
         if not self._opened:
             self._opened = True
             assert self._base is not None
             self._old.append(await self._load(self._base))
+
+    async def _copy_old_until(self, key: bytes | None) -> None:
+        """Take over everything before `key` (all that is left, for None), and drop the old value of `key`."""
+        await self._open_base()
         while self._old:
             top = self._old[-1]
             if top.at == len(top.keys):
@@ -146,18 +196,18 @@ class MapEditor:
                 top.at += 1
                 self._take_over(below, last_key, BlockId(value))
                 continue
-            if key is not None and self._is_before_all_of(top, key):
+            if key is not None and self._is_before(top, top.at, key):
                 return
             top.at += 1
             self._old.append(await self._load(BlockId(value), level=below))
 
-    def _is_before_all_of(self, top: _Old, key: bytes) -> bool:
-        """For numbers, whether `key` lies in a group before the next old child's, so that it need not be opened."""
-        following = top.keys[top.at]
+    def _is_before(self, old: _Old, index: int, key: bytes) -> bool:
+        """For numbers, whether `key` lies in a group before that of an old child, so that it need not be opened."""
+        following = old.keys[index]
         return (
             self._shape is not Shape.NAMES
             and key < following
-            and ends_after(self._shape, top.level - 1, key, following)
+            and ends_after(self._shape, old.level - 1, key, following)
         )
 
     # -- the new map ----------------------------------------------------------------------

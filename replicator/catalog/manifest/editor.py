@@ -116,7 +116,7 @@ class MapEditor:
             below = [key for key in keys[at:upto] if not self._is_before(old, index, key)]
             if below:
                 yield BlockId(old.values[index]), old.level - 1, below
-            at = max(upto, at + 1)  # A peer's keys may be out of order, which `put` is to say.
+            at = upto  # At least one further, in whatever order a peer has put the keys.
 
     async def put(self, key: bytes, value: bytes | None) -> None:
         """The next change. Raises `ManifestDamaged` if keys do not ascend: a peer may have sent them."""

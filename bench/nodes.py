@@ -130,9 +130,8 @@ class Node:
         return sent
 
     def _result(self, job_id: str) -> dict[str, Any]:
-        began = time.monotonic()
-        while (job := self.client.get(f"/v1/jobs/{job_id}"))["state"] in ("queued", "running"):
-            _pause(began)
+        while (job := self.client.job(job_id, wait_s=1.0))["state"] in ("queued", "running"):
+            pass
         if job["state"] != "done":
             raise BenchError(f"{job['kind']} on {self.name} ended as {job['state']}: {job.get('error')}")
         result: dict[str, Any] = job["result"]

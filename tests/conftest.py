@@ -2,8 +2,10 @@
 
 import os
 import signal
+from typing import Any
 
 import pytest
+import trio.testing
 from hypothesis import HealthCheck, settings
 
 _SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -22,5 +24,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "trio"
+def autojump_clock() -> trio.testing.MockClock:
+    """Ask for it, and time passes when everybody sleeps."""
+    return trio.testing.MockClock(autojump_threshold=0)
+
+
+@pytest.fixture
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    clock = request.getfixturevalue("autojump_clock") if "autojump_clock" in request.fixturenames else None
+    return ("trio", {"clock": clock}) if clock is not None else "trio"

@@ -15,7 +15,8 @@ import httpx
 
 from replicator.core.errors import NodeDown, NotFound, ReplicatorError, UsageError
 
-_POLL_S: Final = 0.15
+_SHOWN_S: Final = 0.15
+"""How often somebody who waits for a job sees how far it is."""
 _UNFINISHED: Final = ("queued", "running")
 
 
@@ -107,6 +108,11 @@ class NodeClient:
             raise RemoteError(answer.json())
         return answer.json() if answer.headers.get("content-type", "").startswith("application/json") else answer.text
 
+    def job(self, job_id: str, *, wait_s: float = 0.0) -> dict[str, Any]:
+        """A job and how far it is; if it ends within `wait_s` (a second at most), at once when it has ended."""
+        job: dict[str, Any] = self.get(f"/v1/jobs/{segment(job_id)}", wait_s=wait_s)
+        return job
+
     def run_job(
         self, kind: str, args: dict[str, Any], *, job_id: str, on_progress: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any]:
@@ -114,8 +120,7 @@ class NodeClient:
         job = self.post("/v1/jobs", {"kind": kind, "args": args, "job_id": job_id})
         while job["state"] in _UNFINISHED:
             on_progress(job)
-            time.sleep(_POLL_S)
-            job = self.get(f"/v1/jobs/{job_id}")
+            job = self.job(job_id, wait_s=_SHOWN_S)
         if job["state"] == "failed":
             raise RemoteError(job["error"])
         if job["state"] == "cancelled":

@@ -129,9 +129,9 @@ def make_apps(view: NodeView) -> tuple[Litestar, Litestar]:
     def job_submit(data: JSONBody[JobRequest]) -> dict[str, Any]:
         return view.submit(data)
 
-    @get("/v1/jobs/{job_id:str}", sync_to_thread=False)
-    def job(job_id: FromPath[str]) -> dict[str, Any]:
-        return view.job(job_id)
+    @get("/v1/jobs/{job_id:str}")
+    async def job(job_id: FromPath[str], wait_s: FromQuery[float] = 0.0) -> dict[str, Any]:
+        return await view.job(job_id, wait_s=wait_s)
 
     @delete("/v1/jobs/{job_id:str}", sync_to_thread=False, status_code=200)
     def job_cancel(job_id: FromPath[str]) -> dict[str, Any]:

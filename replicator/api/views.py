@@ -24,6 +24,8 @@ from replicator.net.pairing import INVITE_S, PairingCode, join
 from replicator.restore.browse import list_folder
 
 _TIMELY_S: Final = 1.0
+_WAIT_S_MAX: Final = 1.0
+"""How long an answer about a job may wait for its end: who waits longer asks again, also after a restart."""
 _EVERY_MOST_S: Final = 520 * 7 * 86_400.0
 """Ten years. Anything can be typed, and what is stored is read again at every start."""
 _LISTED_MAX: Final = 10_000
@@ -275,8 +277,9 @@ class NodeView:
     def jobs(self, limit: int) -> list[dict[str, Any]]:
         return [describe_job(view) for view in self._jobs.views(limit=min(limit, 1000))]
 
-    def job(self, job_id: str) -> dict[str, Any]:
-        return describe_job(self._jobs.view(job_id))
+    async def job(self, job_id: str, *, wait_s: float) -> dict[str, Any]:
+        """A job; if it ends within `wait_s`, as it has ended."""
+        return describe_job(await self._jobs.view_soon(job_id, wait_s=min(wait_s, _WAIT_S_MAX)))
 
     def cancel(self, job_id: str) -> dict[str, Any]:
         self._jobs.cancel(job_id)

@@ -172,6 +172,13 @@ class JobRunner:
         context = self._contexts.get(job_id)
         return JobView(row, context.progress.view() if context is not None else None)
 
+    async def view_soon(self, job_id: str, *, wait_s: float) -> JobView:
+        """The job once it has ended, or as it is after `wait_s`."""
+        if wait_s > 0:
+            with trio.move_on_after(wait_s):
+                await self.wait(job_id)
+        return self.view(job_id)
+
     def views(self, *, limit: int) -> list[JobView]:
         return [self.view(row.job_id) for row in self._history.newest(limit=limit)]
 

@@ -138,17 +138,6 @@ async def test_a_pin_is_renewed_for_as_long_as_its_work_takes(
     assert home.store.holders() == []
 
 
-@pytest.fixture
-def autojump_clock() -> trio.testing.MockClock:
-    return trio.testing.MockClock(autojump_threshold=0)
-
-
-@pytest.fixture
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    clock = request.getfixturevalue("autojump_clock") if "autojump_clock" in request.fixturenames else None
-    return ("trio", {"clock": clock}) if clock is not None else "trio"
-
-
 # -- guard and switch -------------------------------------------------------------------------
 
 

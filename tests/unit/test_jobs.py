@@ -1,5 +1,6 @@
 """Jobs: entered durably, run once, carried on after a crash, and never the end of a node."""
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -68,6 +69,29 @@ async def test_a_job_is_entered_run_and_keeps_its_result_even_one_named_like_a_f
         bench.submit("a", x=1)
         row = await bench.jobs.wait("a")
         assert (row.state, row.args, row.result, row.error) == ("done", {"x": 1}, {"took_s": 1, "text": "done"}, None)
+
+
+async def test_who_waits_for_a_job_hears_of_its_end_at_once_and_of_no_end_when_the_time_is_over(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def a_while(context: JobContext) -> dict[str, Any]:
+        await trio.sleep(context.args["seconds"])
+        return {}
+
+    async with a_bench(tmp_path, a_while) as bench:
+        bench.submit("short", seconds=0.4)
+        began = trio.current_time()
+        assert (await bench.jobs.view_soon("short", wait_s=1.0)).row.state == "done"
+        assert trio.current_time() - began == pytest.approx(0.4)
+        bench.submit("long", seconds=10.0)
+        began = trio.current_time()
+        assert (await bench.jobs.view_soon("long", wait_s=1.0)).row.state == "running"
+        assert trio.current_time() - began == pytest.approx(1.0)
+        for at_once in (0.0, -1.0, math.nan):
+            assert (await bench.jobs.view_soon("long", wait_s=at_once)).row.state == "running"
+        assert trio.current_time() - began == pytest.approx(1.0)
+        with pytest.raises(NotFound):
+            await bench.jobs.view_soon("never", wait_s=1.0)
 
 
 async def test_the_same_id_twice_is_one_job_also_after_it_has_ended(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Who asks for what, when several sites are asked: nothing may be left to nobody."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import trio
@@ -16,17 +15,6 @@ class FakeLink:
     def __init__(self, name: int) -> None:
         self.peer = bytes([name]) * 32
         self.is_paced = False
-
-
-@pytest.fixture
-def autojump_clock() -> trio.testing.MockClock:
-    return trio.testing.MockClock(autojump_threshold=0)
-
-
-@pytest.fixture
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    clock = request.getfixturevalue("autojump_clock") if "autojump_clock" in request.fixturenames else None
-    return ("trio", {"clock": clock}) if clock is not None else "trio"
 
 
 def sources(count: int) -> Sources:

@@ -44,6 +44,8 @@ from replicator.sync.incoming import PaceKeeper, lacking_bits, lacking_ids
 QUEUE_BYTES_MAX: Final = 32 * 1024 * 1024
 """What may wait for one peer: some batches of the snapshot. Beyond it, blocks are left to the ordinary offer."""
 _BATCH_BYTES: Final = 4 * 1024 * 1024
+_WORTH_BYTES: Final = 1024 * 1024
+"""Less waits for more to come: where few blocks of a large source are new, each would be a turn of its own."""
 _BATCH_IDS: Final = min(1024, WANT_BLOCKS_MAX)
 _BATCH_FRAMES: Final = 8
 """On a slow line frames are small, and so is what has to leave before somebody else may have the line."""
@@ -203,9 +205,12 @@ class EarlySender:
         if self._is_wanted:
             return []
         goal = min(_BATCH_BYTES, _BATCH_FRAMES * self._link.frame_goal_bytes())
+        worth = min(_WORTH_BYTES, goal, self._from_bytes)
         batch: list[SealedBlock] = []
         size = 0
         with self._lock:
+            if self._bytes < worth and not self._is_ended:
+                return []
             while self._waiting and size < goal and len(batch) < _BATCH_IDS:
                 block = self._waiting.popleft()
                 batch.append(block)

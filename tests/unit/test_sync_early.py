@@ -1,16 +1,18 @@
 """Blocks that are sent ahead of a snapshot: a saving when all goes well, and nothing else ever."""
 
 import random
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec.structs as structs
 import pytest
 import trio
 
+from protocol.ids import SnapshotId, VolumeId
 from protocol.messages.blocks import BlocksSent
 from protocol.messages.mesh import EarlyBlocks, Noted, ProbeAnswer, ProbeBlocks
 from protocol.messages.registry import Message
-from protocol.wire.envelope import seal
+from protocol.wire.envelope import seal, seal_named
 from protocol.wire.frames import Lane
 from protocol.wire.hashing import Kind, block_id
 from replicator.core.errors import PeerError, Stalled
@@ -18,6 +20,7 @@ from replicator.ingest.sealer import Sealer
 from replicator.jobs import ahead as of_jobs
 from replicator.net.link import Link
 from replicator.store.memory import MemoryStore
+from replicator.store.ports import SealedBlock
 from replicator.sync import early
 from replicator.testing import MemoryMesh, MemorySite, run_in_virtual_time
 
@@ -170,6 +173,36 @@ def test_a_sync_does_not_wait_for_what_is_sent_ahead(monkeypatch: pytest.MonkeyP
                 with trio.fail_after(60):
                     while not cabin.catalog.snapshots():  # noqa: ASYNC110  (another site's catalogue has no event)
                         await trio.sleep(0.1)
+
+    run_in_virtual_time(story, seed=1)
+
+
+def test_blocks_that_come_one_by_one_are_asked_about_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large image of which few blocks have changed: a question and an answer for each cost more than the blocks."""
+    asked: list[int] = []
+    real = early._Taking._probed
+    monkeypatch.setattr(early._Taking, "_probed", lambda self, ids: (asked.append(len(ids)), real(self, ids))[1])
+    bodies = [content(number, 64 * 1024) for number in range(40)]
+
+    async def story() -> None:
+        async with MemoryMesh() as mesh:
+            home, _, _ = await a_pair(mesh)
+            [link] = home.node.mesh.connected()
+            sender = early.EarlySender(
+                link=link, volume_id=VolumeId(bytes(16)), snapshot_id=SnapshotId(bytes(16)), pace=nullcontext,
+                from_bytes=1024 * 1024,
+            )  # fmt: skip
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sender.run)
+                for body in bodies:
+                    name = block_id(Kind.DATA, body)
+                    sender.add([SealedBlock(*seal_named(Kind.DATA, body, name))])
+                    sender.wake()
+                    await trio.sleep(1)
+                before_the_end = sum(asked)
+                sender.end()
+            assert (sender.report.blocks, sender.report.left_blocks) == (40, 0), "the rest goes at the end"
+            assert before_the_end == 32 and len(asked) == 3
 
     run_in_virtual_time(story, seed=1)
 

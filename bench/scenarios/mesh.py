@@ -8,10 +8,11 @@ from typing import Final
 
 import numpy as np
 
+from bench.derived import random_heads
 from bench.harness import OURS, Row, Setting, scratch
 from bench.meter import gauged
 from bench.nodes import Node
-from bench.reconcile import measure, random_ids
+from bench.reconcile import measure
 from bench.scenarios.node import check_equal, floor, measured
 
 _DAMAGE: Final = 100
@@ -122,7 +123,7 @@ def reconcile(setting: Setting) -> Iterator[Row]:
         for differing in (0, 1, 100, 10_000):
             for run in range(setting.runs):
                 rng = np.random.default_rng(setting.seed + run)
-                done = measure(random_ids(rng, size), differing, rng)
+                done = measure(random_heads(rng, size), differing, rng)
                 figures = {
                     "cpu_s": done.initiator_s + done.responder_s,
                     "wire_bytes": float(done.result.wire_bytes),

@@ -90,6 +90,8 @@ class Reconciled:
     turns_count: int
     wire_bytes: int
     """Both directions, with frame headers."""
+    found_after: tuple[int, ...]
+    """How many blocks that the peer lacks I knew of after each turn of the last attempt."""
 
 
 class Reconciliation:
@@ -116,6 +118,7 @@ class Reconciliation:
         self._turn = 0
         self._splits = 0
         self._found: list[I64] = []
+        self._found_after: list[int] = []
         self._inbox = Inbox()
         self._forget_sent()
 
@@ -141,6 +144,7 @@ class Reconciliation:
             attempts_count=self._lane + 1,
             turns_count=self._turns_before + self._turn,
             wire_bytes=self._wire_bytes,
+            found_after=tuple(self._found_after),
         )
 
     def start(self) -> list[Message]:
@@ -166,6 +170,8 @@ class Reconciliation:
 
     def _sent(self, messages: list[Message]) -> list[Message]:
         self._wire_bytes += sum(map(_wire_bytes, messages))
+        known = sum(map(len, self._found))
+        self._found_after += [known] * (self._turn - len(self._found_after))
         return messages
 
     # -- the opening ----------------------------------------------------------------------

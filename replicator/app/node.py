@@ -59,6 +59,10 @@ def _parts(base: Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts:
         )
     reader = HealingReader(store, offload=offload, healer=healer)
     heal = healer.heal if healer is not None else None
+
+    async def mend(faults: Sequence[Fault]) -> int:
+        return 0 if healer is None else len((await healer.heal(faults)).healed)
+
     return Parts(
         store=store,
         collector=base.collector,
@@ -75,7 +79,13 @@ def _parts(base: Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts:
         healer=healer,
         mesh=mesh,
         auditor=Auditor(
-            store=store, catalog=catalog, reader=reader, offload=offload, entropy=base.entropy, shelf=base.shelf
+            store=store,
+            catalog=catalog,
+            reader=reader,
+            offload=offload,
+            entropy=base.entropy,
+            shelf=base.shelf,
+            mend=mend,
         ),
         ingest=base.ingest,
         sources=base.sources,

@@ -115,8 +115,8 @@ def _distinct(ids: U8) -> bytes:
     return ids[keep].tobytes()
 
 
-def common(ids: Packed, held: Iterable[bytes]) -> bytes:
-    """Those of the sorted `ids` that come in `held`, sorted runs of everything that is here."""
+def common(ids: Packed, held: Iterable[bytes]) -> tuple[bytes, bytes]:
+    """Those of the sorted `ids` that come in `held`, sorted runs of everything that is here; and those that do not."""
     table = np.frombuffer(ids, np.uint8).reshape(-1, BLOCK_ID_BYTES)
     at, is_here = heads(ids), np.zeros(len(table), np.bool_)
     for run in held:
@@ -130,4 +130,4 @@ def common(ids: Packed, held: Iterable[bytes]) -> bytes:
             if not ((others[follows] == at[first:last]) & (follows > near) & ~is_here[first:last]).any():
                 break
             match = near + 1
-    return table[is_here].tobytes()
+    return table[is_here].tobytes(), table[~is_here].tobytes()

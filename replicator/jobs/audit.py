@@ -13,6 +13,8 @@ _LINK_WAIT_S = 20.0
 class AuditJobs:
     """Jobs of the kind `audit`: `{"snapshot": id, "peer": name}` compares both sites' blocks by Merkle summaries.
 
+    What either side lacks it fetches meanwhile.
+
     `"fresh": true` makes both sites ask their ledgers anew, under a new key, as the weekly audit does.
     """
 
@@ -36,6 +38,7 @@ class AuditJobs:
                 snapshot=record.snapshot_id.hex()[:12],
                 peer_lacks=len(done.peer_lacks),
                 we_lack=done.we_lack,
+                mended=done.mended,
             )
         return {
             "snapshot": record.snapshot_id.hex(),
@@ -46,6 +49,7 @@ class AuditJobs:
             "peer_lacks": len(done.peer_lacks),
             "peer_lacks_first": [block.hex() for block in done.peer_lacks[:20]],
             "we_lack": done.we_lack,
+            "mended": done.mended,
             "summary_bytes": done.summary_bytes,
             "round_trips": done.round_trips,
             "took_s": round(done.took_s, 4),

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bench.reconcile import measure, random_ids
+from bench.derived import DerivedSet, derived_ids, random_heads
+from bench.reconcile import measure
 from protocol.errors import Malformed, ProtocolError, TooLarge, Unexpected
 from protocol.ids import SnapshotId
 from protocol.limits import (
@@ -90,7 +91,7 @@ def test_two_random_sets_always_reconcile_exactly(
 @pytest.mark.parametrize("seed", range(12))
 def test_many_differences_take_three_round_trips_at_most(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    measured = measure(random_ids(rng, 20_000), int(rng.integers(1, 20_000)), rng)
+    measured = measure(random_heads(rng, 20_000), int(rng.integers(1, 20_000)), rng)
     assert measured.result.turns_count <= SUMMARY_TURNS_MAX
     assert measured.result.attempts_count == 1
 
@@ -154,7 +155,7 @@ def test_bytes_and_turns_stay_with_the_model(blocks: int, differences: int) -> N
     runs = []
     for seed in range(6 if blocks <= 100_000 else 2):
         rng = np.random.default_rng(seed)
-        runs.append(measure(random_ids(rng, blocks), differences, rng).result)
+        runs.append(measure(random_heads(rng, blocks), differences, rng).result)
     expected_bytes, expected_turns = EXPECTED[blocks, differences]
     spent, turns = np.mean([run.wire_bytes for run in runs]), max(run.turns_count for run in runs)
     print(f"{blocks:,} blocks, {differences:,} differences: {spent:,.0f} bytes for {expected_bytes:,}, {turns} turns")
@@ -166,9 +167,40 @@ def test_few_differences_cost_two_kilobytes_and_two_round_trips() -> None:
     for differences in (0, 1, 2, 5, 10):
         for seed in range(3):
             rng = np.random.default_rng(seed)
-            result = measure(random_ids(rng, 300_000), differences, rng).result
+            result = measure(random_heads(rng, 300_000), differences, rng).result
             assert result.wire_bytes <= 2000
             assert result.turns_count <= 4
+
+
+@pytest.mark.parametrize(("differences", "first", "known"), [(10, 0.5, 0.9), (1_000, 1.0, 0.1), (10_000, 1.0, 0.1)])
+def test_a_block_that_is_lacking_is_known_after_one_round_trip(differences: int, first: float, known: float) -> None:
+    """To the side that holds it; of many, after two, to nearly all of them."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        done = measure(random_heads(rng, 100_000), differences, rng)
+        assert done.first_round_trips == first
+        assert done.known_share(2) > known and done.known_share(4) > 0.8
+        assert done.known_share(2 * done.round_trips) == 1.0
+        for side, expected in zip(done.found_after, (differences // 2, differences - differences // 2), strict=True):
+            assert list(side) == sorted(side) and side[-1] == expected
+
+
+def test_a_set_that_derives_its_ids_is_the_set_that_keeps_them() -> None:
+    heads_ = random_heads(np.random.default_rng(5), 30_000)
+    key = TokenKey(snapshot_id=SNAPSHOT, nonce=NONCE)
+    kept, derived = FrozenSet(derived_ids(heads_).data.cast("B"), key), DerivedSet(heads_, key)
+    rows = np.array([3, 17, 29_999])
+    assert kept.root() == derived.root()
+    assert kept.ids(rows) == derived.ids(rows)
+    assert kept.total(rows) == derived.total(rows)
+    for lane in (0, 1):
+        assert np.array_equal(kept.suffixes(rows, lane=lane), derived.suffixes(rows, lane=lane))
+        for level in (7, 12, 20):
+            prefixes = heads_[rows] >> np.uint64(64 - level)
+            for one, other in zip(
+                kept.cells(level, prefixes, lane=lane), derived.cells(level, prefixes, lane=lane), strict=True
+            ):
+                assert np.array_equal(one, other)
 
 
 class BlindKey(TokenKey):

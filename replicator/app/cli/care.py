@@ -54,8 +54,8 @@ def verify(
 ) -> int:
     """Prove that a snapshot is whole: every block that it needs is read and hashed. Works on a node that is down.
 
-    With --with, compare instead, by Merkle summaries, what a peer holds of it with what is here.
-    Exit codes: 0 whole, 1 something is missing, 66 no such snapshot or peer, 69 the peer is not reachable,
+    With --with, compare instead, by Merkle summaries, what a peer holds of it with what is here; what either lacks it
+    fetches. Exit codes: 0 whole, 1 something was missing, 66 no such snapshot or peer, 69 the peer is not reachable,
     75 the store is in use.
     """
     output = common.output()
@@ -77,9 +77,10 @@ def _verify_with(snapshot: str, peer: str, common: Common, output: Output) -> in
     value = run_job(common, output, "audit", {"snapshot": snapshot, "peer": peer})
 
     def human() -> None:
+        fetched = f", of which {value['mended']} came meanwhile" if value["we_lack"] else ""
         print(
             f"{value['volume']} {value['snapshot'][:12]}: {value['blocks']:,} blocks here, {value['shared']:,} of them "
-            f"at {value['peer']}; it lacks {value['peer_lacks']}, we lack {value['we_lack']} "
+            f"at {value['peer']}; it lacks {value['peer_lacks']}, we lack {value['we_lack']}{fetched} "
             f"({value['summary_bytes']:,} bytes of summaries, {value['round_trips']} round trips)"
         )
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from bench.warm import warm
+
 BLOCK: Final = 64 * 1024
 _EXTENT_BLOCKS: Final = 16
 _POOL_BYTES: Final = 32 * 1024 * 1024
@@ -34,7 +36,7 @@ def make_image(path: Path, *, gib: float, seed: int) -> int:
             file.truncate(blocks * BLOCK)
             os.fsync(file.fileno())
         done.touch()
-    _warm(path)
+    warm(path)
     return blocks * BLOCK
 
 
@@ -98,10 +100,3 @@ def _text(chance: random.Random) -> bytes:
     weights = [1 / (rank + 1) for rank in range(len(words))]
     text = " ".join(chance.choices(words, weights, k=_POOL_BYTES // 5))
     return text.encode()[:_POOL_BYTES]
-
-
-def _warm(path: Path) -> None:
-    with path.open("rb", buffering=0) as file:
-        buffer = bytearray(8 * 1024 * 1024)
-        while file.readinto(buffer):
-            pass

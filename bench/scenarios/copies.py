@@ -13,6 +13,7 @@ from bench.meter import gauged
 from bench.nodes import Node
 from bench.peers import Subject, open_peers
 from bench.tree import changed_files
+from bench.warm import warm
 
 _SHARE: Final = 0.01
 _AFTER_CHANGE_S: Final = 2.5
@@ -61,18 +62,19 @@ def copies(setting: Setting) -> Iterator[Row]:
                 subjects = [ours, *open_peers(setting.peers, setting.work, source)]
                 for subject in subjects:
                     stack.enter_context(subject)
-                yield from _one_round(f"{data}, first copy", subjects, size)
+                yield from _one_round(f"{data}, first copy", subjects, source, size)
                 with _changed(source, seed=setting.seed + run + 1):
                     time.sleep(_AFTER_CHANGE_S)
-                    yield from _one_round(f"{data}, 1 % changed", subjects, size)
-                    yield from _one_round(f"{data}, unchanged", subjects, size)
+                    yield from _one_round(f"{data}, 1 % changed", subjects, source, size)
+                    yield from _one_round(f"{data}, unchanged", subjects, source, size)
                 if setting.with_floor:
                     yield _floor_of_first_copy(setting, f"{data}, first copy", source, ours.segments)
 
 
-def _one_round(work: str, subjects: Sequence[Subject], size: int) -> Iterator[Row]:
+def _one_round(work: str, subjects: Sequence[Subject], source: Path, size: int) -> Iterator[Row]:
     for subject in subjects:
         figures: dict[str, float] = {}
+        warm(source)
         with gauged(figures, servers=subject.servers):
             subject.copy()
         figures["mb_per_s"] = size / figures["wall_s"] / 1e6
@@ -87,6 +89,7 @@ def _changed(source: Path, *, seed: int) -> AbstractContextManager[object]:
 
 def _floor_of_first_copy(setting: Setting, work: str, source: Path, segments: Path) -> Row:
     """The floors of both halves, one after the other: each uses both cores, so overlapping them would gain little."""
+    warm(source)
     with scratch(setting.work) as out:
         first = measure_floor("ingest_tree" if source.is_dir() else "ingest", source, out)
     with scratch(setting.work) as out:

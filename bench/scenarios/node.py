@@ -12,6 +12,7 @@ from bench.meter import gauged
 from bench.nodes import Node
 from bench.peers import ResticLocal
 from bench.peers.base import BenchError
+from bench.warm import warm
 from replicator.store.local import LocalStore
 
 _READS: Final = 20_000
@@ -38,13 +39,16 @@ def ingest(setting: Setting) -> Iterator[Row]:
         for _ in range(setting.runs):
             with Node("home", setting.work / "home") as home:
                 home.protect(source)
+                warm(source)
                 yield measured(work, home, home.snapshot, size)
             if setting.with_floor:
+                warm(source)
                 with scratch(setting.work) as out:
                     yield floor(work, size, "ingest_tree" if source.is_dir() else "ingest", source, out)
             if setting.peers and not ResticLocal.missing():
                 with ResticLocal(setting.work / "restic-local", source) as restic:
                     figures: dict[str, float] = {}
+                    warm(source)
                     with gauged(figures):
                         restic.copy()
                     yield Row(work, restic.name, {**figures, "mb_per_s": size / figures["wall_s"] / 1e6})
@@ -65,14 +69,6 @@ def scrub(setting: Setting) -> Iterator[Row]:
                     yield floor(f"{data}, scrub", size, "scrub", home.segments)
                     found = measure_floor("hash", home.segments)
                     yield Row(f"{data}, scrub", "hashing alone", {**found, "mb_per_s": size / found["wall_s"] / 1e6})
-
-
-def warm(folder: Path) -> None:
-    """Bring files into the page cache: the store does not leave them there."""
-    for path in folder.iterdir():
-        with path.open("rb", buffering=0) as file:
-            while file.read(1 << 20):
-                pass
 
 
 def random_reads(setting: Setting) -> Iterator[Row]:

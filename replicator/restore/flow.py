@@ -13,8 +13,8 @@ BATCH_BYTES: Final = 8 * MIB
 BATCH_ENTRIES: Final = 256
 """What one read of the store and one trip to a worker thread carry."""
 _READS: Final = 3
-"""Batches that are being read, or have been and wait for the writer: what is not here comes from another site, so a
-second question is on its way while the first is answered. With one that is written, four are in memory."""
+"""Batches that are being read, or have been, behind the one that the writer has or waits for: what is not here comes
+from another site, so a second question is on its way while the first is answered. Four are in memory."""
 
 _P = TypeVar("_P")
 _B = TypeVar("_B")
@@ -39,7 +39,6 @@ async def run_ahead(
     Raises what any of the three raises, not wrapped in a group, once everything before it has been consumed.
     """
     send, receive = trio.open_memory_channel[_Slot[_B]](_READS)
-    room = trio.Semaphore(_READS)
 
     async def fill(slot: _Slot[_B], plan: _P) -> None:
         try:
@@ -54,8 +53,7 @@ async def run_ahead(
             try:
                 async with aclosing(plans):
                     async for plan in plans:
-                        await room.acquire()
-                        await send.send(slot)
+                        await send.send(slot)  # Waits for room: nothing else bounds how far reading runs ahead.
                         nursery.start_soon(fill, slot, plan)
                         slot = _Slot[_B]()
             except (ReplicatorError, OSError) as error:
@@ -68,7 +66,6 @@ async def run_ahead(
         nursery.start_soon(produce, nursery)
         async for slot in receive:
             await slot.is_read.wait()
-            room.release()
             failed = slot.failed
             if failed is None:
                 try:

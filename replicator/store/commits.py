@@ -70,6 +70,11 @@ class Commits:
             if (entry := self._pending.get(block) or self._committing.get(block)) is not None
         }
 
+    @property
+    def pending_count(self) -> int:
+        """How many blocks are written and not entered yet, but for those of a flush that is under way."""
+        return len(self._pending)
+
     def append(self, blocks: Sequence[SealedBlock], *, here: set[BlockId]) -> int:
         """Write those that are not here. Returns how many. Raises `StoreFull`, `StoreReadOnly`, `StoreError`."""
         with self.append_lock:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Final
 
 from protocol.ids import BlockId
 from protocol.wire.envelope import Buffer
@@ -39,6 +40,9 @@ from replicator.store.segments import SegmentFiles
 from replicator.store.shelves import LocalShelves
 from replicator.store.sums import SumFiles
 from replicator.store.verify import Piece, Wanted, read_pieces
+
+_PENDING_MAX: Final = 32 * 1024
+"""Blocks that may wait for a commit, wherever they come from: half a kilobyte of memory each."""
 
 
 class LocalStore:
@@ -145,7 +149,10 @@ class LocalStore:
         return self.commits.waiting(ids).keys() | self.ledger.present(ids)
 
     def append(self, lease: Lease, blocks: Sequence[SealedBlock]) -> int:
-        return self.commits.append(blocks, here=self.have(lease, [block.header.block_id for block in blocks]))
+        added = self.commits.append(blocks, here=self.have(lease, [block.header.block_id for block in blocks]))
+        if self.commits.pending_count >= _PENDING_MAX:
+            self.flush()  # Writers count bytes, and of the smallest blocks a million wait before those are many.
+        return added
 
     def reserve_bytes(self) -> int:
         """What writes must leave free on this disk."""

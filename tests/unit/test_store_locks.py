@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from replicator.core.errors import StoreLocked
+from replicator.store import local
 from tests.support.blocks import ids_of, sealed_blocks
 from tests.support.store import open_store, put
 
@@ -92,4 +93,19 @@ def test_a_block_that_is_committed_while_it_is_looked_for_is_found(
     found = store.have(lease, name) if verb == "have" else store.read(name).sound.keys()
     assert set(found) == set(name)
     assert store.ledger.present(name) == set(name)
+    store.close()
+
+
+def test_a_writer_of_the_smallest_blocks_has_a_bounded_number_of_them_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It commits by bytes, and 64 MiB are a million of these."""
+    monkeypatch.setattr(local, "_PENDING_MAX", 50)
+    store = open_store(tmp_path / "store")
+    lease = store.begin("w")
+    for at in range(0, 300, 10):
+        store.append(lease, sealed_blocks(*range(at, at + 10)))
+        assert store.commits.pending_count < 50
+    assert len(store.ledger.present(ids_of(sealed_blocks(*range(300))))) >= 250
+    store.end(lease)
     store.close()

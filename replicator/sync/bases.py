@@ -5,12 +5,14 @@ only in the middle of a difference, when the base has been agreed on. So that tr
 is remembered here, and the next try leaves that base out until the block can be read again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from protocol.ids import BlockId
+from protocol.wire.envelope import Buffer
+from replicator.core.errors import BlockMissing
 from replicator.core.ports import Offload
-from replicator.store.ports import BlockStore
+from replicator.store.ports import BlockReader, BlockStore
 
 _REMEMBERED_MAX: Final = 256
 """More broken roots than a site has in its differences at once; the oldest is forgotten, and tried once more."""
@@ -42,3 +44,21 @@ class Bases:
             if block not in faults:
                 self._lacking.pop(root, None)
         return {root for root, block in noted.items() if block in faults}
+
+
+class BaseReader:
+    """Reads the nodes of one of our bases, and nothing else: what it ends at, the base lacks."""
+
+    def __init__(self, reader: BlockReader, bases: Bases, root: BlockId | None) -> None:
+        self._reader = reader
+        self._bases = bases
+        self._root = root
+
+    async def read(self, ids: Sequence[BlockId]) -> dict[BlockId, Buffer]:
+        """As any reader. Raises `BlockMissing`, which is noted."""
+        try:
+            return await self._reader.read(ids)
+        except BlockMissing as error:
+            if self._root is not None:
+                self._bases.note(self._root, error.block_id)
+            raise

@@ -24,9 +24,18 @@ Bring = Callable[[Sequence[BlockId]], Awaitable[None]]
 
 
 async def descend(
-    reader: NodeReader, bring: Bring, *, base: BlockId | None, root: BlockId, shape: Shape, entries_max: int
+    reader: NodeReader,
+    bring: Bring,
+    *,
+    base: BlockId | None,
+    base_reader: NodeReader,
+    root: BlockId,
+    shape: Shape,
+    entries_max: int,
 ) -> AsyncIterator[bytes]:
     """The values of all entries below `root` whose leaf is not one of `base`, a map that is whole here.
+
+    What only the base has is read by `base_reader`, so that it is known whose nodes cannot be read.
 
     Raises what `bring` raises, and `ManifestDamaged`.
     """
@@ -35,10 +44,10 @@ async def descend(
     await bring([root])
     new, old = {root}, set() if base is None else {base}
     level = await _level_of(reader, root)
-    old_level = -1 if base is None else await _level_of(reader, base)
+    old_level = -1 if base is None else await _level_of(base_reader, base)
     while new:
         if old_level > level:
-            old = await _below(reader, old, old_level, shape)
+            old = await _below(base_reader, old, old_level, shape)
             old_level -= 1
             continue
         if old_level == level:
@@ -53,7 +62,7 @@ async def descend(
             return
         new = await _below(reader, new, level, shape)
         if old_level == level:
-            old = await _below(reader, old, level, shape)
+            old = await _below(base_reader, old, level, shape)
             old_level -= 1
         level -= 1
 

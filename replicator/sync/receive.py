@@ -35,13 +35,13 @@ from replicator.catalog.manifest.nodes import Shape, decode_node
 from replicator.catalog.manifest.walk import closure
 from replicator.catalog.model import Snapshot
 from replicator.catalog.records import Signer, SnapshotRecord, open_record
-from replicator.core.errors import BlockMissing, ManifestDamaged, Unreachable
+from replicator.core.errors import ManifestDamaged, Unreachable
 from replicator.core.logging import get_logger
 from replicator.core.nursery import open_work_nursery
 from replicator.core.ports import Offload, WallClock
 from replicator.net.link import Link, Stream
 from replicator.store.ports import BlockReader, BlockStore, Lease
-from replicator.sync.bases import Bases
+from replicator.sync.bases import BaseReader, Bases
 from replicator.sync.descent import descend
 from replicator.sync.difference import DifferenceReader
 from replicator.sync.fetch import Fetcher
@@ -251,10 +251,6 @@ class _Session:
         assert self._sender is not None
         try:
             root = await self._read_difference(self._sender)
-        except BlockMissing as error:
-            if self._base:  # Ours, then: what the other side cannot read it says otherwise.
-                self._bases.note(BlockId(self._base), error.block_id)
-            raise
         except FellSilent:
             record = self._record
             get_logger().warning("difference.silent", peer=self._sender.name, volume=record.volume_name)
@@ -285,6 +281,7 @@ class _Session:
             self._ports.reader,
             self.fetcher.bring,
             base=base,
+            base_reader=BaseReader(self._ports.reader, self._bases, base),
             root=record.root,
             shape=record.shape,
             entries_max=record.entries,
@@ -327,7 +324,8 @@ class _Session:
                 raise Unexpected("a difference does not begin with a base that we hold")
             self._base = first.base_root
             base = BlockId(first.base_root) if first.base_root else None
-            editor = MapEditor(record.shape, self._take_node, reader=ports.reader, base=base)
+            reader = BaseReader(ports.reader, self._bases, base)
+            editor = MapEditor(record.shape, self._take_node, reader=reader, base=base)
             unpack = DifferenceReader(record.shape)
             # At worst all that was there goes, and all that is there now comes: a longer one has no end.
             entries_max = record.entries + (held[base] if base else 0)

@@ -1,7 +1,8 @@
 """A site that lost its blocks reads on: they come from the peers, several questions at once, and stay."""
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,24 @@ def lose_everything(site: Site) -> None:
     site.store.quarantine([Fault(block, kind, Cause.MISSING, place) for block, place, kind in lying])
     for path in site.store._layout.segments.iterdir():
         path.unlink()
+
+
+@asynccontextmanager
+async def a_loss(tmp_path: Path) -> AsyncIterator[tuple[Site, Site, list[BlockId]]]:
+    """Two sites, and the blocks of one snapshot that both held: the first has just lost them."""
+    async with a_pair(tmp_path) as (home, cabin):
+        ids = await hold_both(tmp_path, home, cabin)
+        lose_everything(home)
+        yield home, cabin, ids
+
+
+async def read_and_be_cut_off(site: Site, ids: list[BlockId]) -> None:
+    """A long read that ends before what it has mended is flushed."""
+    with trio.CancelScope() as scope:
+        async with healer_of(site).reading():
+            await site.parts.reader.read(ids)
+            scope.cancel()
+            await trio.sleep_forever()
 
 
 def healer_of(site: Site) -> Healer:
@@ -124,9 +143,7 @@ async def test_several_questions_are_on_their_way_at_once_and_no_more_than_the_b
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ask, "_ASK_BLOCKS_MAX", 2)
-    async with a_pair(tmp_path) as (home, cabin):
-        ids = await hold_both(tmp_path, home, cabin)
-        lose_everything(home)
+    async with a_loss(tmp_path) as (home, cabin, ids):
         under_way = most = 0
         enough = trio.Event()
 
@@ -150,9 +167,7 @@ async def test_several_questions_are_on_their_way_at_once_and_no_more_than_the_b
 async def test_what_came_for_a_reader_is_handed_on_without_reading_it_from_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with a_pair(tmp_path) as (home, cabin):
-        ids = await hold_both(tmp_path, home, cabin)
-        lose_everything(home)
+    async with a_loss(tmp_path) as (home, _, ids):
         read: list[int] = []
         original = home.store.read
 
@@ -190,9 +205,7 @@ async def test_where_bytes_had_gone_bad_their_new_copy_is_read_back_before_it_is
 async def test_what_a_long_read_mends_shares_one_flush_and_is_durable_at_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with a_pair(tmp_path) as (home, cabin):
-        ids = await hold_both(tmp_path, home, cabin)
-        lose_everything(home)
+    async with a_loss(tmp_path) as (home, _, ids):
         commits = 0
         original = home.store.commit
 
@@ -212,38 +225,23 @@ async def test_what_a_long_read_mends_shares_one_flush_and_is_durable_at_its_end
 
 async def test_a_long_read_flushes_when_much_is_unflushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ask, "SETTLE_BYTES", 100_000)
-    async with a_pair(tmp_path) as (home, cabin):
-        ids = await hold_both(tmp_path, home, cabin)
-        lose_everything(home)
-        async with healer_of(home).reading():
-            for at in range(0, len(ids), 3):
-                await home.parts.reader.read(ids[at : at + 3])
-            assert "healed" in outcomes(home)
+    async with a_loss(tmp_path) as (home, _, ids), healer_of(home).reading():
+        for at in range(0, len(ids), 3):
+            await home.parts.reader.read(ids[at : at + 3])
+        assert "healed" in outcomes(home)
 
 
 async def test_a_reader_that_is_cut_off_leaves_nothing_that_is_lost_or_without_its_line(tmp_path: Path) -> None:
-    async with a_pair(tmp_path) as (home, cabin):
-        ids = await hold_both(tmp_path, home, cabin)
-        lose_everything(home)
-        with trio.CancelScope() as scope:
-            async with healer_of(home).reading():
-                await home.parts.reader.read(ids)
-                scope.cancel()
-                await trio.sleep_forever()
+    async with a_loss(tmp_path) as (home, _, ids):
+        await read_and_be_cut_off(home, ids)
         assert outcomes(home) == {"asking"}
         await healer_of(home).finish_rest()
         assert outcomes(home) == {"healed"} and home.store.broken() == []
 
 
 async def test_a_node_that_dies_before_the_flush_finds_what_came_and_ends_its_lines(tmp_path: Path) -> None:
-    async with a_pair(tmp_path) as (home, cabin):
-        ids = await hold_both(tmp_path, home, cabin)
-        lose_everything(home)
-        with trio.CancelScope() as scope:
-            async with healer_of(home).reading():
-                await home.parts.reader.read(ids)
-                scope.cancel()
-                await trio.sleep_forever()
+    async with a_loss(tmp_path) as (home, _, ids):
+        await read_and_be_cut_off(home, ids)
     with open_site(tmp_path / "home", "home") as again:
         await healer_of(again).finish_audit()
         assert outcomes(again) == {"healed before a restart"}
@@ -335,9 +333,7 @@ async def test_a_rebuild_asks_in_the_order_in_which_the_blocks_lay(tmp_path: Pat
 
 
 async def test_small_blocks_do_not_make_the_next_question_one_for_gigabytes(tmp_path: Path) -> None:
-    async with a_pair(tmp_path) as (home, cabin):
-        ids = await hold_both(tmp_path, home, cabin)
-        lose_everything(home)
+    async with a_loss(tmp_path) as (home, _, ids):
         healer = healer_of(home)
         healer._block_bytes = 100_000
         await home.parts.reader.read(ids[:3])

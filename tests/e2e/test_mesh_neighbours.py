@@ -8,34 +8,12 @@ import pytest
 import trio
 
 from protocol.messages.mesh import Introduce, NewKey
-from protocol.messages.registry import Message
-from protocol.wire.frames import Lane
 from replicator.core.errors import Refused, Untrusted
-from replicator.core.progress import Progress
-from replicator.jobs.replicate import SyncJobs
-from replicator.jobs.runner import JobContext
 from replicator.net.identity import Identity
 from replicator.net.site_record import new_key_statement, open_card, sign_card, sign_voucher
 from tests.support.nodes import Site, a_pair, open_site, running, trust, write_tree
+from tests.support.questions import ask, context, syncs_of
 from tests.support.store import damage
-
-
-def context(**args: object) -> JobContext:
-    return JobContext("job", "sync", dict(args), Progress(clock=lambda: 0.0))
-
-
-def syncs_of(site: Site) -> SyncJobs:
-    return site.living._relations.syncs
-
-
-async def ask(asker: Site, server: Site, request: Message) -> list[object]:
-    link = await asker.link_to(server)
-    answers: list[object] = []
-    async with link.open(request, lane=Lane.CONTROL) as stream:
-        while (item := await stream.receive()) is not None:
-            answers.append(item)
-    return answers
-
 
 # -- introductions ------------------------------------------------------------------------------
 

@@ -14,35 +14,15 @@ from protocol.messages.registry import Message, registered
 from protocol.messages.repair import RepairBlocks
 from protocol.messages.snapshots import ListSnapshots, SnapshotList, WantDiff
 from protocol.messages.summary import SummaryOpen
-from protocol.wire.frames import Lane
 from replicator.catalog.model import Snapshot
 from replicator.catalog.rights import Rights
 from replicator.catalog.terms import SyncTerms
 from replicator.core.errors import PeerError, Refused
-from replicator.core.progress import Progress
-from replicator.jobs.replicate import SyncJobs
-from replicator.jobs.runner import JobContext
 from replicator.sync.offer import Wishes, offer
 from replicator.sync.policy import ANSWER, GREETING, RULES
 from tests.golden.vectors import sample
 from tests.support.nodes import Site, a_pair, open_site, running, trust, write_tree
-
-
-def context(**args: object) -> JobContext:
-    return JobContext("job", "sync", dict(args), Progress(clock=lambda: 0.0))
-
-
-def syncs_of(site: Site) -> SyncJobs:
-    return site.living._relations.syncs
-
-
-async def ask(asker: Site, server: Site, request: Message) -> list[object]:
-    link = await asker.link_to(server)
-    answers: list[object] = []
-    async with link.open(request, lane=Lane.CONTROL) as stream:
-        while (item := await stream.receive()) is not None:
-            answers.append(item)
-    return answers
+from tests.support.questions import ask, context, syncs_of
 
 
 async def listed(asker: Site, server: Site) -> set[bytes]:

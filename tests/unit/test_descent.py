@@ -62,7 +62,7 @@ async def test_only_nodes_that_the_base_has_not_are_fetched_and_every_new_value_
     met = [
         value
         async for value in descend(
-            nodes, nodes.bring, base=base, root=root, shape=Shape.NUMBERS, entries_max=len(new)
+            nodes, nodes.bring, base=base, base_reader=nodes, root=root, shape=Shape.NUMBERS, entries_max=len(new)
         )
     ]  # fmt: skip
     assert set(new.values()) - set(old.values()) <= set(met) <= set(new.values())
@@ -75,7 +75,12 @@ async def test_only_nodes_that_the_base_has_not_are_fetched_and_every_new_value_
 async def test_the_same_map_costs_nothing() -> None:
     nodes = Nodes()
     base = await build({1: value_of(1)}, nodes.here)
-    met = [v async for v in descend(nodes, nodes.bring, base=base, root=base, shape=Shape.NUMBERS, entries_max=1)]
+    met = [
+        v
+        async for v in descend(
+            nodes, nodes.bring, base=base, base_reader=nodes, root=base, shape=Shape.NUMBERS, entries_max=1
+        )
+    ]
     assert (met, nodes.rounds) == ([], 0)
 
 
@@ -96,6 +101,12 @@ async def test_a_map_that_does_not_count_down_or_is_wider_than_its_snapshot_is_r
     for root, entries_max in ((wide, 9), (again, 10), (wrong, 10)):
         with pytest.raises(ManifestDamaged):
             async for _ in descend(
-                nodes, nodes.bring, base=None, root=root, shape=Shape.NUMBERS, entries_max=entries_max
+                nodes,
+                nodes.bring,
+                base=None,
+                base_reader=nodes,
+                root=root,
+                shape=Shape.NUMBERS,
+                entries_max=entries_max,
             ):
                 pass

@@ -3,7 +3,6 @@
 import os
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,10 @@ from replicator.core.errors import SourceError
 from replicator.ingest import image
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.sources import ImageSource, Taken
-from tests.unit.test_ingest_tree import Site
+from tests.support.alone import Site
 
 BLOCK = 65536
 CONFIG = IngestConfig(batch_bytes=4 * BLOCK)
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path / "site")
-    yield site
-    site.store.close()
 
 
 async def take_image(site: Site, path: Path) -> Taken:

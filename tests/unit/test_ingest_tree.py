@@ -1,115 +1,21 @@
-"""Taking a tree: what is in the snapshot, what is left out and said so, and what is not read twice."""
+"""Taking a tree: what is in the snapshot, and what is left out and said so."""
 
 import os
 import socket
 import stat
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from protocol.ids import BlockId
-from protocol.wire.envelope import Buffer
-from replicator.catalog.manifest.entries import Entry, decode_entry, key_path
+from replicator.catalog.manifest.entries import decode_entry, key_path
 from replicator.catalog.manifest.nodes import Shape
 from replicator.catalog.manifest.walk import entries
-from replicator.core.errors import BlockMissing, SourceError
-from replicator.core.ports import ThreadOffload
-from replicator.core.progress import Progress
+from replicator.core.errors import SourceError
 from replicator.ingest import build, reading
 from replicator.ingest.config import IngestConfig
-from replicator.ingest.pipeline import take
-from replicator.ingest.sources import Skipped, Source, Taken, TreeSource
-from replicator.store.config import StoreConfig
-from replicator.store.local import LocalStore
-from tests.support.clocks import FakeWallClock
-from tests.support.store import collect, damage
-
-SMALL = IngestConfig(
-    piece_bytes_min=4096, piece_bytes_beyond_min=8192, piece_bytes_max=65536, batch_bytes=1 << 18, batch_files=16
-)
-"""Small pieces, so that a small file already has many, and a tree many batches."""
-
-
-class Site:
-    """A store, and the two things that one does with it. Also the reader that restores ask for."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store = LocalStore.open(folder, StoreConfig(reserve_bytes_max=0, grace_s=0.0))
-        self.memo = folder / "memo"
-        self.offload = ThreadOffload()
-        self.progress = Progress(clock=time.monotonic)
-        self.clock = FakeWallClock()
-        self.clock.ns = time.time_ns() + 3600 * 10**9  # So that no file counts as touched just now.
-
-    async def take(self, source: Source | Path, *, memo: bool = True, config: IngestConfig = SMALL) -> Taken:
-        lease = self.store.begin("test")
-        try:
-            return await take(
-                TreeSource(path=source) if isinstance(source, Path) else source,
-                store=self.store,
-                lease=lease,
-                offload=self.offload,
-                progress=self.progress,
-                clock=self.clock,
-                memo=self.memo if memo else None,
-                config=config,
-            )
-        finally:
-            self.store.end(lease)
-
-    async def read(self, ids: Sequence[BlockId]) -> dict[BlockId, Buffer]:
-        bodies = await self.offload.run(self.store.read, ids)
-        if bodies.faults:
-            raise BlockMissing(bodies.faults[0].block_id)
-        return bodies.sound
-
-    def lose(self, block: BlockId) -> None:
-        """Damage a block at rest, and let the store notice."""
-        place, _ = self.store.ledger.places([block])[block]
-        # Near the end: elsewhere a flipped bit may unpack to the same body.
-        damage(self.store, block, at=place.length - 5)
-        assert self.store.quarantine(self.store.read([block]).faults) == 1
-
-    async def entries(self, root: BlockId) -> dict[bytes, Entry]:
-        return {key_path(key): decode_entry(value) async for key, value in entries(self, root, Shape.NAMES)}
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path / "site")
-    yield site
-    site.store.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    return folder
-
-
-def fill(folder: Path, count: int = 40) -> None:
-    for number in range(count):
-        path = folder / f"part-{number % 5}" / f"file-{number}"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"%d " % number * (number * 37 + 1))
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The regular files that are opened from now on."""
-    names: list[bytes] = []
-    real = os.open
-
-    def counting(path: bytes, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        if flags == reading._FILE:
-            names.append(path)
-        return real(path, flags, mode, dir_fd=dir_fd)
-
-    monkeypatch.setattr(os, "open", counting)
-    return names
+from replicator.ingest.sources import Skipped, TreeSource
+from tests.support.alone import Site, fill
 
 
 async def test_every_path_is_in_the_snapshot_with_what_it_is(site: Site, folder: Path) -> None:
@@ -157,117 +63,6 @@ async def test_the_order_of_keys_is_kept_where_names_extend_each_other(site: Sit
     taken = await site.take(folder)  # The editor refuses keys that do not ascend.
 
     assert taken.entries == 6 + 6
-
-
-async def test_equal_trees_have_equal_roots_whatever_their_history(site: Site, folder: Path, tmp_path: Path) -> None:
-    fill(folder)
-    before = (await site.take(folder)).root
-    (folder / "part-0" / "extra").write_bytes(os.urandom(300_000))
-    times = os.stat(folder / "part-0")
-    changed = (await site.take(folder)).root
-    (folder / "part-0" / "extra").unlink()
-    os.utime(folder / "part-0", ns=(0, 5))
-    after = (await site.take(folder)).root
-
-    (tmp_path / "other").mkdir()
-    other = Site(tmp_path / "other")
-    fresh = (await other.take(folder, memo=False)).root
-    other.store.close()
-    assert changed != before and times.st_mtime_ns != 5
-    assert after == fresh
-
-
-async def test_an_unchanged_tree_is_not_opened_again(site: Site, folder: Path, opened: list[bytes]) -> None:
-    fill(folder)
-    (folder / "large").write_bytes(os.urandom(1_000_000))
-    first = await site.take(folder)
-    assert len(opened) == 41
-    opened.clear()
-
-    second = await site.take(folder)
-
-    assert opened == []
-    assert (second.root, second.files_unopened, second.bytes_read, second.blocks_new) == (first.root, 41, 0, 0)
-    assert second.bytes_unchanged == second.size_bytes == first.size_bytes
-
-
-async def test_only_what_changed_is_opened(site: Site, folder: Path, opened: list[bytes]) -> None:
-    fill(folder)
-    await site.take(folder)
-    (folder / "part-1" / "file-6").write_bytes(b"other")
-    (folder / "part-1" / "file-11").chmod(0o600)
-    (folder / "part-1" / "file-16").rename(folder / "part-1" / "moved")
-    opened.clear()
-
-    taken = await site.take(folder)
-
-    assert sorted(opened) == [b"file-11", b"file-6", b"moved"]
-    assert taken.root == (await site.take(folder, memo=False)).root
-
-
-async def test_a_file_touched_just_before_the_scan_is_read_again_next_time(
-    site: Site, folder: Path, opened: list[bytes]
-) -> None:
-    fill(folder, 3)
-    site.clock.ns = time.time_ns()
-    await site.take(folder)
-    opened.clear()
-
-    await site.take(folder)
-
-    assert len(opened) == 3
-
-
-async def test_a_file_whose_block_is_damaged_in_the_store_is_read_again_and_heals_it(
-    site: Site, folder: Path, opened: list[bytes]
-) -> None:
-    fill(folder)
-    (folder / "large").write_bytes(os.urandom(3_000_000))
-    first = await site.take(folder)
-    found = await site.entries(first.root)
-    small = found[b"part-3/file-33"].block_ids()[0]
-    pieces = [value async for _, value in entries(site, BlockId(found[b"large"].pieces_root), Shape.PIECES)]
-    victims = [small, BlockId(pieces[7][:32]), BlockId(found[b"large"].pieces_root)]
-    opened.clear()
-
-    for victim in victims:
-        site.lose(victim)
-        second = await site.take(folder)
-        assert second.root == first.root and second.blocks_new == 1
-        assert not site.store.read([victim]).faults
-
-    assert opened == [b"file-33", b"large", b"large"]
-
-
-async def test_a_collected_block_is_written_again(site: Site, folder: Path) -> None:
-    fill(folder)
-    first = await site.take(folder)
-    collect(site.store, [])
-    collect(site.store, [])
-    assert site.store.statistics().blocks == 0
-
-    second = await site.take(folder)
-
-    assert second.root == first.root and second.blocks_new == first.blocks_new
-
-
-@pytest.mark.parametrize("harm", ["cut", "flip", "absent", "other sizes"])
-async def test_a_damaged_memo_costs_reading_and_nothing_else(site: Site, folder: Path, harm: str) -> None:
-    fill(folder)
-    (folder / "large").write_bytes(os.urandom(100_000))
-    first = await site.take(folder)
-    content = bytearray(site.memo.read_bytes())
-    content[len(content) // 2] ^= harm == "flip"
-    site.memo.write_bytes(content[: len(content) // 2] if harm == "cut" else content)
-    if harm == "absent":
-        site.memo.unlink()
-    config = IngestConfig() if harm == "other sizes" else SMALL
-
-    second = await site.take(folder, config=config)
-
-    assert second.files_unopened == 0
-    assert second.size_bytes == first.size_bytes
-    assert (second.root == first.root) == (harm != "other sizes")
 
 
 async def test_a_file_that_vanishes_or_is_forbidden_is_skipped_and_named(

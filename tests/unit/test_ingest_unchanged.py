@@ -13,16 +13,9 @@ from replicator.ingest import scan as scanning
 from replicator.ingest.build import TreeBuilder
 from replicator.ingest.scan import Found, Scan
 from replicator.ingest.sources import Taken, TreeSource
-from tests.unit.test_ingest_tree import Site
+from tests.support.alone import Site
 
 Deed = Callable[[random.Random, Path], None]
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path / "store")
-    yield site
-    site.store.close()
 
 
 @pytest.fixture

@@ -14,17 +14,10 @@ import trio
 from replicator.ingest import image, witness
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.sources import ImageSource, Taken
-from tests.unit.test_ingest_tree import Site
+from tests.support.alone import Site
 
 BLOCK = 65536
 CONFIG = IngestConfig(batch_bytes=4 * BLOCK)
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path / "site")
-    yield site
-    site.store.close()
 
 
 @pytest.fixture

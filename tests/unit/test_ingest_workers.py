@@ -18,7 +18,7 @@ from replicator.ingest import reading, worker_process, workers
 from replicator.ingest.reading import Content
 from replicator.ingest.still import stamp
 from replicator.ingest.workers import Worker, WorkerGone
-from tests.unit.test_ingest_tree import SMALL, Site
+from tests.support.alone import SMALL, Site
 
 WORKERS = replace(SMALL, workers_max=2, worker_from_files=0, batch_files=32)
 
@@ -41,13 +41,6 @@ def folder(tmp_path: Path) -> Path:
         file.seek(10 * SMALL.piece_bytes_min)
         file.write(b"end")
     return folder
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path / "site")
-    yield site
-    site.store.close()
 
 
 @pytest.fixture

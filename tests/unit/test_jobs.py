@@ -256,3 +256,34 @@ async def test_a_job_that_is_submitted_while_the_node_goes_down_waits_for_the_ne
     history.close()
     async with a_bench(tmp_path) as bench:
         assert (await bench.jobs.wait("late")).state == "done"
+
+
+class _WhenItEnds(trio.abc.Instrument):
+    """Calls in the step in which a task has ended, before anybody else gets a turn."""
+
+    def __init__(self, name: str, act: Callable[[], None]) -> None:
+        self._name = name
+        self._act = act
+        self.problems: list[RuntimeError] = []
+
+    def task_exited(self, task: trio.lowlevel.Task) -> None:
+        if self._name in task.name:
+            try:
+                self._act()
+            except RuntimeError as problem:  # Trio would only log it.
+                self.problems.append(problem)
+
+
+async def test_a_job_that_is_submitted_between_the_end_of_the_last_one_and_of_the_node_waits_too(
+    tmp_path: Path,
+) -> None:
+    """The nursery takes nobody from its last task's end on, a step before whoever runs it goes on."""
+    async with a_bench(tmp_path, for_ever) as bench:
+        bench.submit("last")
+        await trio.testing.wait_all_tasks_blocked()
+        at_the_end = _WhenItEnds("_run_one", lambda: bench.submit("late"))
+        trio.lowlevel.add_instrument(at_the_end)
+    trio.lowlevel.remove_instrument(at_the_end)
+    assert at_the_end.problems == []
+    async with a_bench(tmp_path) as bench:
+        assert [(await bench.jobs.wait(one)).state for one in ("last", "late")] == ["done", "done"]

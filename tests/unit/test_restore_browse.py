@@ -1,7 +1,7 @@
 """Looking into a snapshot, and saying what a restore would do."""
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,21 +10,7 @@ from replicator.core.errors import NotFound
 from replicator.restore.browse import Listed, find, list_folder
 from replicator.restore.diff import compare_tree
 from replicator.restore.tree import restore_tree
-from tests.unit.test_ingest_tree import Site, fill
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path / "site")
-    yield site
-    site.store.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    return folder
+from tests.support.alone import Site, fill
 
 
 async def paths(found: AsyncIterator[Listed]) -> list[bytes]:

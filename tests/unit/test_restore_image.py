@@ -3,7 +3,6 @@
 import errno
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,18 +17,11 @@ from replicator.ingest.config import IngestConfig
 from replicator.ingest.sources import ImageSource, Taken
 from replicator.restore import image
 from replicator.restore.image import restore_image
+from tests.support.alone import Site
 from tests.support.blocks import from_body
 from tests.support.store import put
-from tests.unit.test_ingest_tree import Site
 
 BLOCK = 65536
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path / "site")
-    yield site
-    site.store.close()
 
 
 async def restore(site: Site, taken: Taken, target: Path, *, overwrite: bool = False) -> None:

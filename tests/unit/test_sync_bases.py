@@ -102,3 +102,38 @@ def test_a_base_that_has_been_healed_is_one_again() -> None:
             assert await bases.unfit([root]) == set()
 
     run_in_virtual_time(main, seed=2)
+
+
+def test_a_copy_that_others_finish_does_not_wait_for_a_base_that_is_broken_either() -> None:
+    """Whoever offered it is gone, and what it was to differ from cannot be read here."""
+
+    async def main() -> None:
+        async with MemoryMesh() as mesh:
+            home, cabin, hut = [await mesh.add(name) for name in ("home", "cabin", "hut")]
+            for one, other in ((home, cabin), (home, hut), (hut, cabin)):
+                await mesh.pair(one, other)
+            home.sources["/srv/data"] = {"a": b"one"}
+            home.protect("/srv/data", to=["cabin", "hut"])
+            first = await home.snapshot("data")
+            for site in (cabin, hut):
+                await home.wait_held(first, by=site)
+            [to_cabin] = [one for one in home.catalog.syncs() if one.peer == cabin.machine.identity.site_id]
+            home.view.syncs.pause(to_cabin.sync_id, paused=True)
+            home.sources["/srv/data"] = {"a": b"two"}
+            second = await home.snapshot("data")
+            await home.wait_held(second, by=hut)
+            signed = home.catalog.find_snapshot(second).signed
+            for site in (home, hut):
+                site.view.mesh.set_rights("cabin", PolicyRequest(allow=["read-all"], deny=["repair"]))
+            cabin.rot(BlockId(cabin.catalog.find_snapshot(first).record.root))
+            assert (await cabin.job("scrub"))["unhealed"] == 1
+            await home.crash()
+            finished = trio.Event()
+            cabin.node._relations.orphans.note(
+                signed, offerer=home.machine.identity.site_id, job="", settle=finished.set
+            )
+            with trio.fail_after(600):
+                await finished.wait()
+            assert await cabin.restore(second) == {"a": b"two"}
+
+    run_in_virtual_time(main, seed=2)

@@ -97,6 +97,7 @@ class _Outgoing:
     """We say no more on the stream after this."""
     parts: tuple[Buffer, ...]
     size: int
+    frames: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,10 +358,25 @@ class Connection:
         if state is None or self.state is not State.OPEN:
             return
         self._drop_queued(stream)
-        # On the stream's own lane: its OPEN may still wait there, and a reset must not overtake it.
-        self._send(FrameKind.RESET, stream, _refusal_body(code, reason), lane=state.lane)
+        body = _refusal_body(code, reason)
+        if state.open_waits:
+            # It must not overtake its OPEN, and must not come long after it either: under a slow rule the peer would
+            # answer what nobody wants any more, at a pace that was told it for other work.
+            self._end_with_open(stream, state.lane, body)
+        else:
+            # At once: what is unwanted would otherwise be sent for as long as this waits behind bulk of ours.
+            self._send(FrameKind.RESET, stream, body, lane=Lane.CONTROL)
         if self._is_ours(stream):
             self._leaving.add(stream)
+
+    def _end_with_open(self, stream: int, lane: Lane, body: bytes) -> None:
+        """Let the OPEN that waits take its RESET with it: both are written in one go."""
+        queue = self._lanes[lane]
+        at = next(number for number, out in enumerate(queue) if out.stream == stream)
+        asked = queue[at]
+        header = pack_header(FrameKind.RESET, stream, len(body), lane=lane, flags=0)
+        size = asked.size + FRAME_HEADER_BYTES + len(body)
+        queue[at] = _Outgoing(asked.kind, stream, True, (*asked.parts, header, body), size, frames=2)
 
     def ping(self, token: bytes) -> None:
         """Ask for a sign of life; `token` (8 bytes) comes back in `PongReceived`."""
@@ -402,13 +418,16 @@ class Connection:
         return None
 
     def next_frame(self) -> tuple[Buffer, ...]:
-        """Take the next frame in the order of the lanes; its parts are to be written one after the other."""
+        """Take the next frame in the order of the lanes; its parts are to be written one after the other.
+
+        A question that is not wanted any more is followed by its RESET in the same parts.
+        """
         for queue in self._lanes:
             if queue:
                 out = queue.popleft()
                 self._note_written(out)
                 self._bytes_out += out.size
-                self._frames_out += 1
+                self._frames_out += out.frames
                 return out.parts
         raise AssertionError("nothing to send")
 

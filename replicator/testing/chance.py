@@ -6,6 +6,8 @@ from typing import TypeVar, TypeVarTuple, Unpack
 
 import trio
 
+from replicator.testing.timers import sleep_through
+
 _T = TypeVar("_T")
 _A = TypeVarTuple("_A")
 _BEGAN_NS = 1_767_225_600 * 10**9
@@ -46,15 +48,11 @@ class InlineOffload:
         self._pause_s = pause_s
 
     async def run(self, work: Callable[[Unpack[_A]], _T], *args: *_A) -> _T:
-        await trio.lowlevel.checkpoint()
-        await _pause(self._pause_s())
+        if pause_s := self._pause_s():
+            await trio.lowlevel.checkpoint_if_cancelled()
+            await sleep_through(pause_s)
+        else:
+            await trio.lowlevel.checkpoint()
         answer = work(*args)
-        await _pause(self._pause_s())
+        await sleep_through(self._pause_s())
         return answer
-
-
-async def _pause(seconds: float) -> None:
-    """A sleep that cannot be cancelled, in one scope: a world sleeps so some ten thousand times."""
-    if seconds:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds):
-            await trio.sleep_forever()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from replicator.core.database import Database
 from replicator.core.errors import StoreFull
-from replicator.testing.power import Power
+from replicator.testing.power import Power, PowerCut
 
 
 class MemoryDatabases:
@@ -27,6 +27,10 @@ class MemoryDatabases:
         if name not in self._kept:
             self._kept[name] = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         return self._kept[name]
+
+    def is_kept(self, name: str, connection: sqlite3.Connection) -> bool:
+        """Whether this is still the file of that name."""
+        return self._kept.get(name) is connection
 
     def lose(self, name: str) -> None:
         """As if the file had been deleted."""
@@ -56,8 +60,17 @@ class MemoryDatabase(Database):
         del factory  # One connection for all, so it cannot be of a reader's kind.
         return self._kept.connection(self.path.name)
 
+    def _keep_name(self) -> None:
+        """There is no folder that could forget it."""
+
+    def _must_be_there(self) -> None:
+        """A file is lost only while its machine is off: who still asks for it is something of that life. `PowerCut`."""
+        if not self._kept.is_kept(self.path.name, self._writer):
+            raise PowerCut
+
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
+        self._must_be_there()
         with super().write() as connection:
             yield connection
             if self._kept.is_full:
@@ -66,6 +79,7 @@ class MemoryDatabase(Database):
         self._power.step()
 
     def read(self) -> sqlite3.Connection:
+        self._must_be_there()
         return self._writer
 
     def close(self) -> None:

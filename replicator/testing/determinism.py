@@ -9,7 +9,8 @@ The garbage collector is held back meanwhile: an async generator that it finds i
 task, and when it looks depends on everything that the process has ever allocated.
 
 The clock is Trio's `MockClock`, with its arithmetic left out: here time stands still between two
-jumps, and a simulated minute asks for it a hundred thousand times. And the kernel is asked only now and
+jumps, and a simulated minute asks for it a hundred thousand times. It knows of moments that are waited for
+without Trio's scopes too (`timers.py`), and `trio.sleep` is such a wait meanwhile. And the kernel is asked only now and
 then whether a socket is ready: there is none, but for the one by which Trio wakes itself, for what is
 in its queue of entries, or for a signal.
 """
@@ -19,9 +20,12 @@ import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
+from unittest.mock import patch
 
 import trio
 import trio.testing
+
+from replicator.testing.timers import TIMERS, Timers, sleep
 
 _T = TypeVar("_T")
 _POLLS_SKIPPED: Final = 500
@@ -46,16 +50,20 @@ def deterministic_scheduler(seed: int) -> Iterator[None]:
             gc.enable()
 
 
-def _jumping_clock() -> trio.testing.MockClock:
-    """A clock that stands still while anybody can run, and then is at the next deadline."""
+def _jumping_clock(timers: Timers) -> trio.testing.MockClock:
+    """A clock that stands still while anybody can run, and then is at the next moment that somebody waits for."""
     clock = trio.testing.MockClock(autojump_threshold=0)
     now = 0.0
 
     def jump() -> None:
         nonlocal now
-        deadline = trio._core._run.GLOBAL_RUN_CONTEXT.runner.deadlines.next_deadline()
-        if now < deadline < float("inf"):
-            now = deadline
+        deadlines = trio._core._run.GLOBAL_RUN_CONTEXT.runner.deadlines
+        due = min(deadlines.next_deadline(), timers.next_due())
+        if now < due < float("inf"):
+            now = due
+        # Both sorts at once, so that the seed decides who of them comes first.
+        deadlines.expire(now)
+        timers.fire(now)
 
     # Trio insists on a clock of this very class, and calls these two through the instance.
     clock.current_time = lambda: now  # type: ignore[method-assign]
@@ -90,7 +98,10 @@ class _RarePoll:
 def run_in_virtual_time(main: Callable[[], Awaitable[_T]], *, seed: int) -> _T:
     """Run `main` on Trio with a clock that jumps to whatever is next, and a scheduler that follows `seed`."""
 
+    timers = Timers()
+
     async def run() -> _T:
+        TIMERS.set(timers)
         # Parts of Trio that it promises nobody: where they look otherwise one day, the kernel is asked as ever.
         with suppress(AttributeError):
             runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
@@ -98,5 +109,5 @@ def run_in_virtual_time(main: Callable[[], Awaitable[_T]], *, seed: int) -> _T:
                 runner.io_manager = _RarePoll(runner)  # type: ignore[assignment]
         return await main()
 
-    with deterministic_scheduler(seed):
-        return trio.run(run, clock=_jumping_clock())
+    with deterministic_scheduler(seed), patch("trio.sleep", sleep):
+        return trio.run(run, clock=_jumping_clock(timers))

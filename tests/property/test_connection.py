@@ -272,6 +272,37 @@ def test_a_reset_does_not_overtake_its_open(lane: Lane) -> None:
     ]
 
 
+def test_a_question_that_nobody_asks_any_more_is_taken_back_in_the_same_breath() -> None:
+    """Written one by one under a slow rule, the peer would answer in between, and at a pace of before or after."""
+    pair = open_pair()
+    dialer = pair.sides[DIALER]
+    dialer.open_stream(WANT, lane=Lane.SYNC, end=True)
+    unwanted = dialer.open_stream(WANT, lane=Lane.SYNC, end=True)
+    dialer.reset(unwanted, ErrorCode.CANCELLED, "no longer wanted")
+    assert dialer.next_lane() is not None
+    dialer.next_frame()
+    written = b"".join(dialer.next_frame())
+    assert dialer.next_lane() is None and dialer.statistics().frames_out == 4
+    pair.sides[LISTENER].receive_data(written)
+    assert isinstance(pair.sides[LISTENER].next_event(), StreamOpened)
+    assert pair.sides[LISTENER].next_event() == StreamReset(unwanted, ErrorCode.CANCELLED, "no longer wanted")
+
+
+def test_a_reset_waits_behind_no_bulk_and_comes_before_what_is_asked_next() -> None:
+    """A pace that is told after a receive has ended must find its questions ended."""
+    pair = open_pair()
+    dialer = pair.sides[DIALER]
+    stream = dialer.open_stream(WANT, lane=Lane.SYNC, end=True)
+    bulk = dialer.open_stream(WANT, lane=Lane.SYNC, end=False)
+    pair.settle()
+    dialer.send_blocks(bulk, [bytes(5_000)])
+    dialer.reset(stream, ErrorCode.CANCELLED, "no longer wanted")
+    dialer.open_stream(WANT, lane=Lane.CONTROL, end=True)
+    pair.settle()
+    kinds = [type(event) for event in pair.events[LISTENER][-3:]]
+    assert kinds == [StreamReset, StreamOpened, BlocksReceived]
+
+
 def test_what_nobody_wants_any_more_is_not_sent_although_the_answer_was_complete() -> None:
     """A whole answer may wait for minutes under a slow rule. Whoever asked has gone; its bytes would still go out."""
     pair = open_pair()

@@ -15,6 +15,7 @@ from tests.simulation.damage import has_other_copy, is_sound
 from tests.simulation.memory import check_at_rest, check_queues
 from tests.simulation.model import Violation
 from tests.simulation.tenancy import check_carried
+from tests.simulation.whole import is_rightly_lost
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -66,14 +67,26 @@ def _check_kept(world: World, site: MemorySite) -> None:
             continue
         if name in model.held:
             raise Violation(f"{site.name} lost {_name(snapshot)} although it is held")
-        record, is_hit = snapshot.record_block, snapshot.record_block in model.damaged
-        if model.lost_catalogs and is_hit and not is_sound(site, record) and not has_other_copy(world, site, record):
-            continue  # Its record was hit while the catalogue was gone, and nobody has another copy of it by now.
+        if model.lost_catalogs and _is_lost_for_good(world, site, snapshot):
+            continue
         if name not in model.deleted and not _may_be_pruned(world, site, snapshot):
             raise Violation(f"{site.name} has acknowledged {_name(snapshot)} and does not have it")
     for snapshot in site.catalog.snapshots():
         if snapshot.snapshot_id in model.held and not snapshot.held:
             raise Violation(f"{site.name} forgot that {_name(snapshot)} is held")
+
+
+def _is_lost_for_good(world: World, site: MemorySite, snapshot: Snapshot) -> bool:
+    """Whether it can never be whole again: a fault has hit its record here, or a block of it, and nobody has another.
+
+    Once a catalogue is lost only what is whole is entered again: what lacks something may be one that was deleted, and
+    half collected. As long as somebody has the block it waits, and comes back when that is healed.
+    """
+    record = snapshot.record_block
+    if record in world.model(site).damaged and not is_sound(site, record) and not has_other_copy(world, site, record):
+        return True
+    # A map that nobody has whole does not say what was hit: that is no excuse.
+    return bool(world.needs.of(snapshot, world.sites)) and is_rightly_lost(world, site, snapshot)
 
 
 def _may_be_pruned(world: World, site: MemorySite, snapshot: Snapshot) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from protocol.wire.hashing import Kind
 from replicator.catalog.audit import buried
+from replicator.catalog.terms import PULL
 from replicator.jobs.due import pending_snapshots
+from replicator.jobs.pulls import Pulls
 from replicator.testing.site import MemorySite
 from tests.simulation.damage import has_other_copy
 from tests.simulation.mishaps import start_again
@@ -66,8 +69,35 @@ async def _forgive(world: World) -> None:
 
 
 async def _rest(world: World) -> None:
-    await _settle(world, "syncs", lambda: [one for site in world.sites if (one := _waits_for(world, site))])
-    await _settle(world, "jobs", lambda: [s.name for s in world.sites if _busy(s)])
+    """What is still to be brought is brought. A pull looks now and then only, and what it finds may be passed on."""
+    for _ in world.sites:
+        began, before = trio.current_time(), sum(len(model.seen) for model in world.models.values())
+        await _settle(world, "syncs", lambda: [one for site in world.sites if (one := _waits_for(world, site))])
+        await _settle(world, "jobs", lambda: [s.name for s in world.sites if _busy(s)])
+        looked = partial(_pulls_to_come, world, since=began)
+        await _settle(world, "pulls", lambda looked=looked: [one for s in world.sites if (one := looked(s))])
+        world.look()
+        if before == sum(len(model.seen) for model in world.models.values()):
+            return
+
+
+def _pulls_to_come(world: World, site: MemorySite, *, since: float) -> str:
+    """The pulls of a site that have not looked since then, or have found what is not here yet."""
+    pulls = next(one for one in site.node.workers._workers if isinstance(one, Pulls))
+    waiting: list[str] = []
+    for sync in site.catalog.syncs():
+        if sync.terms.direction != PULL or sync.paused or not sync.terms.open_hours.at(site.machine.clock.now_ns()):
+            continue
+        name, seen = site.catalog.peers.name_of(sync.peer), pulls._seen.get(sync.sync_id)
+        if seen is None or seen.at < since:
+            waiting.append(f"{site.name}<{name}: no look yet")
+            continue
+        wanted = {one.record.snapshot_id for one in pulls.pending(sync)}
+        there = world.mesh.sites[name]
+        found = [one for one in there.catalog.snapshots() if one.snapshot_id in wanted]
+        if pending := [one for one in found if not is_rightly_lost(world, there, one)]:
+            waiting.append(f"{site.name}<{name}: {len(pending)} ({sync.last_error})")
+    return "; ".join(waiting)
 
 
 async def site_is_up(world: World, site: MemorySite) -> None:

@@ -40,6 +40,21 @@ def test_a_cut_before_a_commit_loses_it_and_one_after_it_does_not(step: int, kep
     disk.close()
 
 
+def test_what_still_runs_of_an_ended_life_finds_no_file_that_was_lost_since() -> None:
+    disk = MemoryDatabases()
+    database = MemoryDatabase(Path("x"), TABLE, kept=disk, power=Power())
+    disk.lose("x")
+    with pytest.raises(PowerCut), database.write():
+        pass
+    with pytest.raises(PowerCut):
+        names(database)
+    again = MemoryDatabase(Path("x"), TABLE, kept=disk, power=Power())
+    with pytest.raises(PowerCut):
+        names(database)
+    assert names(again) == []
+    disk.close()
+
+
 def test_a_full_disk_takes_no_row_and_loses_none() -> None:
     disk = MemoryDatabases()
     database = MemoryDatabase(Path("x"), TABLE, kept=disk, power=Power())

@@ -14,7 +14,7 @@ from protocol.merkle.cells import I64, U8, U64, Cells
 from replicator.index.tokens import TokenKey
 from replicator.index.view import FrozenSet, leaf_level
 
-_SLICE: Final = 1 << 20
+_SLICE: Final = 1 << 15
 _LANES: Final = BLOCK_ID_BYTES // 8
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 
@@ -43,10 +43,10 @@ class DerivedSet(FrozenSet):
     def __init__(self, heads: U64, key: TokenKey) -> None:  # Not that of `FrozenSet`, which wants all ids at once.
         self._heads = heads
         self._key = key
-        lane_a, lane_b = self._tokens(0), self._tokens(1)
+        lane_a, lane_b = self._tokens()
         self._cells = Cells.from_sorted(leaf_level(len(heads)), heads, lane_a, lane_b)
         self._root = self._cells.root()
-        self._lanes = [lane_a, None]
+        self._lanes = [lane_a.copy(), None]  # Lane B is only wanted for a second attempt: let it go.
 
     def ids(self, rows: I64) -> bytes:
         return derived_ids(self._heads[rows]).tobytes()
@@ -54,13 +54,13 @@ class DerivedSet(FrozenSet):
     def _lane(self, lane: int) -> U64:
         tokens = self._lanes[lane]
         if tokens is None:
-            tokens = self._lanes[lane] = self._tokens(lane)
+            tokens = self._lanes[lane] = self._tokens()[lane]
         return tokens
 
-    def _tokens(self, lane: int) -> U64:
-        """A slice of ids at a time."""
-        tokens = np.empty(len(self._heads), np.uint64)
-        for at in range(0, len(tokens), _SLICE):
-            ids = derived_ids(self._heads[at : at + _SLICE])
-            tokens[at : at + _SLICE] = self._key.tokens(ids.data.cast("B"))[lane]
-        return tokens
+    def _tokens(self) -> U64:
+        """Both lanes, a slice of ids at a time."""
+        lanes = np.empty((2, len(self._heads)), np.uint64)
+        for at in range(0, len(self._heads), _SLICE):
+            some = slice(at, at + _SLICE)
+            lanes[:, some] = self._key.tokens(derived_ids(self._heads[some]).data.cast("B"))
+        return lanes

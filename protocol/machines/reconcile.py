@@ -330,7 +330,7 @@ class Reconciliation:
         for group, places in enumerate(groups):
             level = self._plan(places, is_first=is_first) if may_split else self._plan_last(places)
             if level > places.level:
-                cells += self._cells(group, places, level, with_checks=not is_first)
+                cells += self._cells(group, places, level, with_checks=may_split and not is_first)
             else:
                 lists += self._list(group, places)
         return self._end_turn(cells, lists)
@@ -345,7 +345,8 @@ class Reconciliation:
 
         The second attempt always lists, and so does the first where blocks crowd: a list cannot fail.
         """
-        level = diff.plan_last(len(places.prefixes), level=places.level, blocks=self._reader.blocks_count(places))
+        blocks, held = self._reader.blocks_count(places), self._view.root().count
+        level = diff.plan_last(len(places.prefixes), level=places.level, blocks=blocks, held=held)
         if self._lane or level == places.level or self._reader.is_crowded(places.under(level)):
             return places.level
         return level

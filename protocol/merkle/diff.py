@@ -39,9 +39,10 @@ _BEYOND_SAMPLES: Final = 2.25
 FIRST_SPLIT_BITS: Final = 3
 """Two differences that share a cell part in 7 of 8 cases, for 40 bytes."""
 
-LAST_SPLIT_BITS: Final = 8
-LAST_SPLIT_GAIN: Final = 4
-"""How deep `plan_last` splits, and how much dearer the list must be: a split that fails costs the session once more."""
+LAST_SPLIT_BITS: Final = 9
+LAST_SPLIT_GAIN: Final = 1.5
+"""How deep `plan_last` splits, and how much dearer the list must be. Of the pairs in open cells one in 512 stays
+together, and then the session runs once more: that is worth a few bytes in a thousand, not a few in ten."""
 
 LIST_SHARE: Final = 3
 """Over one difference in so many blocks, naming every block is no dearer than searching (5 bytes a block against
@@ -186,7 +187,7 @@ def plan_next(open_count: int, *, level: int, blocks: int, held: int, is_first: 
     """The level at which to look at `open_count` cells that hold `blocks` of ours; the same level means: list them.
 
     A split by 2^j costs 2^j cells each, and of the cells that come out of it about 1.5 / 2^j times as
-    many as went in stay open, to be listed by the one who answers.
+    many as went in stay open, to be listed by the one who answers, or, if they are large, split once more.
     """
     list_bytes = blocks * RECORD_BYTES
     if is_first:
@@ -200,19 +201,21 @@ def plan_next(open_count: int, *, level: int, blocks: int, held: int, is_first: 
         cell_bytes = plan_width(blocks, split, held=held, with_checks=True, is_first=False) + _CHECK_BYTES
         if split > SUMMARY_TURN_CELLS_MAX or split * cell_bytes > least:
             break
-        cost = split * cell_bytes + list_bytes * min(1.0, 1.5 / 2**bits) / 2**bits
+        rest = min(list_bytes / 2**bits, LAST_SPLIT_GAIN * (open_count << LAST_SPLIT_BITS) * RECORD_BYTES)
+        cost = split * cell_bytes + rest * min(1.0, 1.5 / 2**bits)
         if cost < least:
             best, least = level + bits, cost
     return best
 
 
-def plan_last(open_count: int, *, level: int, blocks: int) -> int:
+def plan_last(open_count: int, *, level: int, blocks: int, held: int) -> int:
     """In the last turn but one: the same level to list `open_count` cells, or one so deep that nothing shares a cell.
 
-    Cells that are still open hold two differences or three. If a list would be far dearer than a split by
-    2^LAST_SPLIT_BITS, in which three part in 99 of 100 cases, then that hundredth may run once more.
+    Cells that are still open hold two differences, seldom three. The split's cells carry no checks: nobody is left to
+    look closer, and whatever it cannot tell shows in the closing root.
     """
-    split_bytes = (open_count << LAST_SPLIT_BITS) * (RECORD_BYTES + _CHECK_BYTES)
+    split = open_count << LAST_SPLIT_BITS
+    split_bytes = split * plan_width(blocks, split, held=held, with_checks=False, is_first=False)
     is_dear = blocks * RECORD_BYTES > LAST_SPLIT_GAIN * split_bytes
     return min(level + LAST_SPLIT_BITS, SUMMARY_LEVEL_MAX) if is_dear else level
 

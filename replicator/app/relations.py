@@ -32,10 +32,11 @@ from replicator.repair.guardian import Guardian
 from replicator.store.ports import Fault
 from replicator.sync.early import EarlyReceiver
 from replicator.sync.incoming import Incoming, PaceKeeper
+from replicator.sync.intake import ReceiverPorts
 from replicator.sync.neighbours import Neighbours
 from replicator.sync.orphans import Orphans
 from replicator.sync.policy import Policy
-from replicator.sync.receive import Receiver, ReceiverPorts
+from replicator.sync.receive import Receiver
 from replicator.sync.serve import Server
 from replicator.sync.standing import Standing
 

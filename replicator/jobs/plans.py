@@ -25,6 +25,7 @@ from replicator.sync.plan import (
     probe,
     remote_difference,
 )
+from replicator.sync.told import Told
 from replicator.sync.walks import Walks
 
 _MEMORY: Final = 0.5
@@ -86,10 +87,24 @@ class Planner:
         found = self._missing(sample, sample.sizes.keys() - here)
         return self._finish(sync, record, found, from_base=from_base, way=IN)
 
+    def of_told(self, sync: SiteSync, record: SnapshotRecord, told: Told) -> SyncPlan:
+        """The plan of a snapshot that is being fetched: its difference is told, most of its blocks have not come."""
+        ratio = self._packed_ratio()
+        found = Missing(
+            changed_bytes=int(told.changed_bytes * ratio),
+            missing_bytes=int(told.missing_bytes * ratio),
+            missing_blocks=told.missing_blocks,
+            is_estimate=False,
+        )
+        return self._finish(sync, record, found, from_base=told.from_base, way=IN)
+
     def _missing(self, sample: Sample, lacking: set[BlockId], *, ahead_bytes: int = 0) -> Missing:
+        return Missing.of_sample(sample, lacking, packed_ratio=self._packed_ratio(), ahead_bytes=ahead_bytes)
+
+    def _packed_ratio(self) -> float:
+        """What a byte of content takes in this store, on average."""
         counted = self._parts.store.statistics()
-        ratio = counted.sealed_bytes / counted.body_bytes if counted.body_bytes else 1.0
-        return Missing.of_sample(sample, lacking, packed_ratio=ratio, ahead_bytes=ahead_bytes)
+        return counted.sealed_bytes / counted.body_bytes if counted.body_bytes else 1.0
 
     def _finish(
         self,

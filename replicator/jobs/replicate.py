@@ -33,6 +33,7 @@ from replicator.sync.orphans import Orphans
 from replicator.sync.plan import SyncPlan
 from replicator.sync.pull import Pulled, Remote, list_remote, plan_pull, pull
 from replicator.sync.receive import Receiver
+from replicator.sync.told import Told
 from replicator.sync.walks import Walks
 
 _LINK_WAIT_S = 20.0
@@ -245,11 +246,12 @@ class SyncJobs:
     ) -> dict[str, Any]:
         parts = self._parts
         assert parts.mesh is not None
-        plan = await self._plan(link, sync, item, context.progress)
+        plan: SyncPlan | None = None
         show = _shown_in(context.progress)
         done: Offered | Pulled
         ahead = SentAhead()
         if isinstance(item, Snapshot):
+            plan = await self._plan(link, sync, item, context.progress)
             context.progress.begin(f"syncing {item.record.volume_name} to {link.name}", unit="blocks")
             wishes = Wishes(keep=sync.keep, prefix=sync.terms.prefix, is_passive=sync.terms.is_passive)
             every_s = self._promised_every_s(item.record.volume_id, sync)
@@ -260,6 +262,12 @@ class SyncJobs:
         else:
             assert self._receiving is not None
             context.progress.begin(f"fetching {item.record.volume_name} from {link.name}", unit="blocks")
+            record = item.record
+
+            def told(what: Told) -> None:
+                nonlocal plan
+                plan = self.planner.of_told(sync, record, what)
+
             with parts.mesh.pacing.job(sync.peer, IN, sync.terms.rate_bytes):
                 done = await pull(
                     link,
@@ -269,6 +277,7 @@ class SyncJobs:
                     orphans=self._receiving.orphans,
                     job=context.job_id,
                     on_progress=show,
+                    on_told=told,
                 )
             self._keep_by_our_rule(sync, item.record)
             if not sync.sync_id:
@@ -288,10 +297,8 @@ class SyncJobs:
                 record.volume_id, keep=sync.keep, prefix=sync.terms.prefix, is_passive=sync.terms.is_passive
             )
 
-    async def _plan(self, link: Link, sync: SiteSync, item: "Snapshot | Remote", progress: Progress) -> SyncPlan | None:
-        """For the history. A pull is not planned: to read its difference is most of the work that it saves."""
-        if not isinstance(item, Snapshot):
-            return None
+    async def _plan(self, link: Link, sync: SiteSync, item: Snapshot, progress: Progress) -> SyncPlan | None:
+        """For the history. (A pull's plan comes with its difference.)"""
         progress.begin(f"planning with {link.name}", unit="blocks")
         try:
             with trio.move_on_after(_PLAN_S):

@@ -91,8 +91,8 @@ class Fetcher:
         self.counts = Fetched()
         self.missing_there: list[BlockId] = []
 
-    async def want(self, ids: Sequence[BlockId]) -> int:
-        """Fetch those of `ids` that are not here. Returns how many are here already (or under way)."""
+    async def want(self, ids: Sequence[BlockId]) -> list[BlockId]:
+        """Fetch those of `ids` that are not here, nor under way. Returns them."""
         fresh = [block for block in dict.fromkeys(ids) if block not in self._under_way]
         here = await self._offload.run(self._store.have, self._lease, fresh)
         missing = [block for block in fresh if block not in here and block not in self._under_way]
@@ -102,7 +102,7 @@ class Fetcher:
         while len(self._queued) >= (most := self._request_ids()):
             batch, self._queued = self._queued[:most], self._queued[most:]
             await self._hand_out(batch)
-        return len(ids) - len(missing)
+        return missing
 
     def _request_ids(self) -> int:
         """How many blocks to ask for at once, so that all that is asked for is no more than may be lost."""

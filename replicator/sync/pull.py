@@ -22,6 +22,7 @@ from replicator.net.link import Link
 from replicator.sync.incoming import PaceKeeper
 from replicator.sync.orphans import Orphans, hand_receipt
 from replicator.sync.receive import Receiver
+from replicator.sync.told import Told
 
 _LISTED_MAX = 100_000
 """Records of one list: a snapshot a minute for two months. A longer one has no end."""
@@ -105,15 +106,18 @@ async def pull(
     orphans: Orphans,
     job: str,
     on_progress: Callable[[SyncProgress], None],
+    on_told: Callable[[Told], None],
 ) -> Pulled:
     """Fetch one snapshot, and prove to the peer that we hold it. If the peer goes, others may finish it.
+
+    `on_told` hears what it will take, as soon as that is known.
 
     Raises what a receive raises; trying again carries on.
     """
     began, before = trio.current_time(), link.statistics()
     async with pace.receiving(link.peer):
         try:
-            report, receipt = await receiver.pull(_Asker(link, on_progress), remote.signed, job=job)
+            report, receipt = await receiver.pull(_Asker(link, on_progress), remote.signed, job=job, on_told=on_told)
         except Unreachable:
             report, receipt = await receiver.complete(remote.signed, without=link.peer, job=job)
     try:

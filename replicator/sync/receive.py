@@ -1,80 +1,34 @@
 """The receiving side: it drives.
 
-A snapshot arrives as an offer. We say which roots of that volume we hold, the sender tells
-the difference, and while it is still telling we ask for the blocks that we lack, prove them
-and store them. We build the new manifest ourselves from our old one and the difference: if
-its root is the one that the origin signed, we have understood everything.
-
-Only then, and after everything is flushed, is the snapshot entered in the catalogue, and only
-then do we sign a receipt. A receive that is cut at any point leaves blocks that the next one
-finds here; nothing else has to be remembered.
+A snapshot arrives as an offer, or is fetched because we want it. What is missing of it is
+brought here (`intake.py`), made durable and entered in the catalogue, and only then do we sign a
+receipt. A receive that is cut at any point leaves blocks that the next one finds here; nothing
+else has to be remembered.
 
 If the site that offers goes in the middle, others may have what is left: `Receiver.complete` goes on with
-them alone. They need not tell a difference; the signed root and the blocks are enough (`descent.py`). If it only falls
-silent while it tells the difference, the same is done, without giving up on it (`hearing.py`).
+them alone.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 import trio
 
-from protocol.errors import Unexpected
-from protocol.ids import BLOCK_ID_BYTES, ZERO_BLOCK, BlockId, SiteId, SnapshotId, VolumeId, split_ids
-from protocol.limits import HAVE_ROOTS_MAX
+from protocol.ids import SiteId, SnapshotId
 from protocol.messages.registry import Message
-from protocol.messages.snapshots import DiffBase, OfferSnapshot, Receipt, SyncProgress, SyncReport, WantDiff
-from protocol.wire.frames import Lane
-from replicator.catalog.catalog import Catalog
-from replicator.catalog.manifest.editor import MapEditor
-from replicator.catalog.manifest.entries import needed_by
-from replicator.catalog.manifest.nodes import Shape, decode_node
-from replicator.catalog.manifest.walk import closure
-from replicator.catalog.model import Snapshot
-from replicator.catalog.records import Signer, SnapshotRecord, open_record
-from replicator.core.errors import ManifestDamaged, Unreachable
+from protocol.messages.snapshots import OfferSnapshot, Receipt, SyncProgress, SyncReport
+from replicator.catalog.records import SnapshotRecord, open_record
+from replicator.core.errors import Unreachable
 from replicator.core.logging import get_logger
 from replicator.core.nursery import open_work_nursery
-from replicator.core.ports import Offload, WallClock
 from replicator.net.link import Link, Stream
-from replicator.store.ports import BlockReader, BlockStore, Lease
-from replicator.sync.bases import BaseReader, Bases
-from replicator.sync.descent import descend
-from replicator.sync.difference import DifferenceReader
-from replicator.sync.fetch import Fetcher
-from replicator.sync.hearing import FellSilent, Hearing
-from replicator.sync.publish import publish_snapshot, store_nodes, store_record
+from replicator.sync.bases import Bases
+from replicator.sync.intake import Intake, ReceiverPorts
 from replicator.sync.receipts import sign_receipt
+from replicator.sync.told import Told
 
-_ASK_BATCH: Final = 256
-_NODE_BATCH: Final = 128
-_EXPECTED: Final = 256
-"""Changes whose nodes of the old manifest are read together: at most some megabytes."""
 _PROGRESS_S: Final = 0.25
-SOURCES_MAX: Final = 3
-"""Sites that are asked for blocks besides the one that offers: four of them fill any link of ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReceiverPorts:
-    """What a receive needs."""
-
-    store: BlockStore
-    catalog: Catalog
-    reader: BlockReader
-    offload: Offload
-    clock: WallClock
-    site_id: SiteId
-    sign: Signer
-    holders: Callable[[VolumeId], Sequence[Link]]
-    """Linked sites that hold something of a volume: further sources of its blocks."""
-    receiving: Callable[[SiteId], AbstractAsyncContextManager[None]]
-    """Around what a further source sends: it is told its share of what may come in."""
-    on_received: Callable[[Snapshot, SiteId], None]
-    """Told of each snapshot that has become ours: onward syncs and pruning start here."""
 
 
 class Receiver:
@@ -91,17 +45,23 @@ class Receiver:
         record = open_record(request.record)
         self._ports.catalog.check_owner(record)
         async with self._turn(record.snapshot_id):
-            report = await self.obtain(stream, record, request)
+            report = await self.obtain(stream, record, request, on_told=None)
         self._ports.catalog.expect(record.volume_id, stream.peer, every_s=request.every_s)
         await stream.send(report)
         await stream.send(self._receipt(record), end=True)
 
-    async def pull(self, teller: "Teller", signed: bytes, *, job: str) -> tuple[SyncReport, Receipt]:
-        """Get a snapshot that nobody has offered: the same, but that the wish is ours. Raises as `offered` does."""
+    async def pull(
+        self, teller: "Teller", signed: bytes, *, job: str, on_told: Callable[[Told], None]
+    ) -> tuple[SyncReport, Receipt]:
+        """Get a snapshot that nobody has offered: the same, but that the wish is ours. Raises as `offered` does.
+
+        `on_told` hears what it will take, once the difference has been told; never, if the peer falls silent before.
+        """
         record = open_record(signed)
         self._ports.catalog.check_owner(record)
         async with self._turn(record.snapshot_id):
-            report = await self.obtain(teller, record, OfferSnapshot(record=signed, every_s=0, job=job))
+            request = OfferSnapshot(record=signed, every_s=0, job=job)
+            report = await self.obtain(teller, record, request, on_told=on_told)
         return report, self._receipt(record)
 
     async def complete(self, signed: bytes, *, without: SiteId, job: str) -> tuple[SyncReport, Receipt]:
@@ -115,7 +75,7 @@ class Receiver:
             others = [link for link in ports.holders(record.volume_id) if link.peer != without]
             if not others and not ports.catalog.has_snapshot(record.snapshot_id):
                 raise Unreachable(f"No other site that is linked holds anything of {record.volume_name}.")
-            report = await self._receive(None, others, record, signed, job=job, tell=None)
+            report = await self._receive(None, others, record, signed, job=job, tell=None, on_told=None)
         return report, self._receipt(record)
 
     @asynccontextmanager
@@ -133,10 +93,19 @@ class Receiver:
         received_ns = self._ports.catalog.snapshot(record.snapshot_id).received_ns
         return sign_receipt(record, site_id=self._ports.site_id, received_at_ns=received_ns, sign=self._ports.sign)
 
-    async def obtain(self, stream: "Teller", record: SnapshotRecord, request: OfferSnapshot) -> SyncReport:
+    async def obtain(
+        self,
+        stream: "Teller",
+        record: SnapshotRecord,
+        request: OfferSnapshot,
+        *,
+        on_told: Callable[[Told], None] | None,
+    ) -> SyncReport:
         """Fetch what is missing of a snapshot over the teller's link, and enter it."""
         others = [one for one in self._ports.holders(record.volume_id) if one.peer != stream.peer]
-        return await self._receive(stream.link, others, record, request.record, job=request.job, tell=stream)
+        return await self._receive(
+            stream.link, others, record, request.record, job=request.job, tell=stream, on_told=on_told
+        )
 
     async def _receive(
         self,
@@ -147,13 +116,14 @@ class Receiver:
         *,
         job: str,
         tell: "Teller | None",
+        on_told: Callable[[Told], None] | None,
     ) -> SyncReport:
         ports = self._ports
         who = "other sites" if sender is None else sender.name
         lease = ports.store.begin(f"receive {record.volume_name} from {who}")
         began = trio.current_time()
         try:
-            session = _Session(sender, others, record, ports=ports, bases=self._bases, lease=lease)
+            session = Intake(sender, others, record, ports=ports, bases=self._bases, lease=lease, on_told=on_told)
             if ports.catalog.has_snapshot(record.snapshot_id):
                 await session.check_if_damaged()
                 return session.report()
@@ -196,7 +166,7 @@ class Teller(Protocol):
     async def send(self, message: Message) -> None: ...
 
 
-async def _tell_progress(stream: Teller, session: "_Session") -> None:
+async def _tell_progress(stream: Teller, session: Intake) -> None:
     while True:
         await trio.sleep(_PROGRESS_S)
         counts = session.fetcher.counts
@@ -211,237 +181,4 @@ async def _tell_progress(stream: Teller, session: "_Session") -> None:
         )
 
 
-class _Session:
-    """One receive of one snapshot, from the site that offers it and others, or from others alone."""
-
-    def __init__(
-        self,
-        sender: Link | None,
-        others: Sequence[Link],
-        record: SnapshotRecord,
-        *,
-        ports: ReceiverPorts,
-        bases: Bases,
-        lease: Lease,
-    ) -> None:
-        self._sender = sender
-        self._bases = bases
-        self._record = record
-        self._ports = ports
-        self._lease = lease
-        self.fetcher = Fetcher(
-            sender,
-            others=others[:SOURCES_MAX],
-            store=ports.store,
-            lease=lease,
-            offload=ports.offload,
-            lane=Lane.SYNC,
-            receiving=ports.receiving,
-        )
-        self._hearing = Hearing(self.fetcher.sources)
-        self.plan_is_complete = False
-        self._ids: list[BlockId] = []
-        self._piece_roots: list[BlockId] = []
-        self._nodes: list[tuple[BlockId, bytes]] = []
-        self._already_here = self._entries = self._diff_bytes = self._round_trips = 0
-        self._base = b""
-
-    async def receive(self) -> None:
-        """Everything up to, and without, publishing. Raises on the first thing that is not as announced."""
-        assert self._sender is not None
-        try:
-            root = await self._read_difference(self._sender)
-        except FellSilent:
-            record = self._record
-            get_logger().warning("difference.silent", peer=self._sender.name, volume=record.volume_name)
-            self._nodes, self._entries = [], 0  # Half a map is none: the way down finds all of it.
-            await self.complete()
-            return
-        await self._fetch_rest()
-        await self._store_nodes()
-        if root != self._record.root:
-            volume = self._record.volume_name
-            raise ManifestDamaged(
-                f"What {self._sender.name} told of {volume} does not lead to the root that was signed.",
-                hint="Run `replicator scrub` there.",
-            )
-        await self.check_if_damaged()
-
-    async def watch(self) -> None:
-        """Beside `receive`: let nobody wait for a sender that says nothing, if others have what it was to tell."""
-        await self._hearing.watch(lambda: self.fetcher.bring([self._record.root]))
-
-    async def complete(self) -> None:
-        """The same without anybody who tells the difference: down from the root, beside the nearest map here."""
-        record, held = self._record, self._held()
-        unfit = await self._bases.unfit(held)
-        base = next((root for root in held if root not in unfit), None)
-        self._base = base or b""
-        async for value in descend(
-            self._ports.reader,
-            self.fetcher.bring,
-            base=base,
-            base_reader=BaseReader(self._ports.reader, self._bases, base),
-            root=record.root,
-            shape=record.shape,
-            entries_max=record.entries,
-        ):
-            self._entries += 1
-            if self._entries > record.entries:
-                raise ManifestDamaged("A map has more entries than its snapshot says.")
-            self._note_needed(value)
-            await self._ask()
-        await self._fetch_rest()
-        await self.check_if_damaged()
-
-    async def _fetch_rest(self) -> None:
-        await self._ask(flush=True)
-        await self._receive_pieces()
-        self.plan_is_complete = True
-        await self.fetcher.drain()
-
-    def _held(self) -> dict[BlockId, int]:
-        """Roots of the volume that are whole here, the best base first, and how many entries each has.
-
-        After an outage the newest snapshot comes first and older ones fill in: what lies nearest differs least.
-        """
-        record = self._record
-        others = [snapshot.record for snapshot in reversed(self._ports.catalog.snapshots(record.volume_id))]
-        others.sort(key=lambda one: abs(one.sequence - record.sequence))
-        return {one.root: one.entries for one in others[:HAVE_ROOTS_MAX] if one.shape is record.shape}
-
-    async def _read_difference(self, sender: Link) -> BlockId:
-        record, ports = self._record, self._ports
-        held = self._held()
-        for root in await self._bases.unfit(held):
-            del held[root]
-        request = WantDiff(snapshot_id=record.snapshot_id, have_roots=b"".join(held))
-        self._round_trips += 1
-        hear = self._hearing.receive
-        async with sender.open(request, lane=Lane.SYNC) as stream:
-            first = await hear(stream)
-            if not isinstance(first, DiffBase) or (first.base_root and first.base_root not in held):
-                raise Unexpected("a difference does not begin with a base that we hold")
-            self._base = first.base_root
-            base = BlockId(first.base_root) if first.base_root else None
-            reader = BaseReader(ports.reader, self._bases, base)
-            editor = MapEditor(record.shape, self._take_node, reader=reader, base=base)
-            unpack = DifferenceReader(record.shape)
-            # At worst all that was there goes, and all that is there now comes: a longer one has no end.
-            entries_max = record.entries + (held[base] if base else 0)
-            complete = False
-            while (item := await hear(stream)) is not None:
-                if isinstance(item, DiffBase):
-                    complete = True
-                    continue
-                if isinstance(item, bytes) or complete:
-                    raise Unexpected("a difference goes on after its end")
-                changes = unpack.changes(item)
-                while some := list(islice(changes, _EXPECTED)):
-                    self._entries += len(some)
-                    if self._entries > entries_max:
-                        raise Unexpected("a difference names more than both snapshots hold")
-                    await editor.expect([key for key, _ in some])
-                    for key, value in some:
-                        await editor.put(key, value)
-                        if value is not None:
-                            self._note_needed(value)
-                await self._ask()
-                await self._store_nodes_if_many()
-                self._diff_bytes = stream.message_bytes_in
-        if not complete:
-            raise Unexpected("a difference ends before its end")
-        return await editor.finish()
-
-    def _take_node(self, name: BlockId, body: bytes) -> None:
-        self._nodes.append((name, body))
-
-    def _note_needed(self, value: bytes) -> None:
-        if self._record.shape is not Shape.NAMES:
-            self._ids.append(BlockId(value[:BLOCK_ID_BYTES]))
-            return
-        ids, root = needed_by(value)
-        self._ids += split_ids(ids)
-        if root:
-            self._piece_roots.append(BlockId(root))
-
-    async def _ask(self, *, flush: bool = False) -> None:
-        while len(self._ids) >= _ASK_BATCH or (flush and self._ids):
-            batch, self._ids = self._ids[:_ASK_BATCH], self._ids[_ASK_BATCH:]
-            wanted = [block for block in batch if block != ZERO_BLOCK]
-            self._already_here += await self.fetcher.want(wanted)
-
-    async def _receive_pieces(self) -> None:
-        """Large files' own maps, level by level: their nodes travel as blocks, and say what else is needed."""
-        levels: dict[BlockId, int | None] = dict.fromkeys(self._piece_roots)  # None: a root may be of any level.
-        self._piece_roots = []
-        while levels:
-            nodes = list(levels)
-            self._round_trips += 1
-            self._already_here += await self.fetcher.want(nodes)
-            await self.fetcher.drain()
-            below: dict[BlockId, int | None] = {}
-            for at in range(0, len(nodes), _ASK_BATCH):
-                for block, body in (await self._ports.reader.read(nodes[at : at + _ASK_BATCH])).items():
-                    node = decode_node(body)
-                    if node.shape is not Shape.PIECES or levels[block] not in (None, node.level):
-                        # Levels count down, or a peer could lead us down a tree that has no end.
-                        raise ManifestDamaged("A large file's map is not the map that the entry above it says.")
-                    ids = [BlockId(value[:BLOCK_ID_BYTES]) for value in node.values]
-                    if node.level:
-                        below.update(dict.fromkeys(ids, node.level - 1))
-                    else:
-                        self._ids += ids
-                await self._ask()
-            levels = below
-        await self._ask(flush=True)
-
-    async def _store_nodes_if_many(self) -> None:
-        if len(self._nodes) >= _NODE_BATCH:
-            await self._store_nodes()
-
-    async def _store_nodes(self) -> None:
-        nodes, self._nodes = self._nodes, []
-        if nodes:
-            await self._ports.offload.run(store_nodes, self._ports.store, self._lease, nodes)
-
-    async def check_if_damaged(self) -> None:
-        """If anything at all is broken here, prove that nothing of this snapshot is, before signing for it.
-
-        What we took over from an older snapshot was whole when that one was signed for; only
-        damage since then can have changed it, and damage is known to the store.
-        Raises `BlockMissing`.
-        """
-        if not self._ports.store.broken():
-            return
-        record = self._record
-        async for _, packed in closure(self._ports.reader, record.root, record.shape):
-            ids = [BlockId(packed[at : at + BLOCK_ID_BYTES]) for at in range(0, len(packed), BLOCK_ID_BYTES)]
-            here = await self._ports.offload.run(self._ports.store.have, self._lease, ids)
-            broken = [block for block in ids if block not in here]
-            if broken:
-                # Reading through the healing reader mends them, or says that nobody can.
-                await self._ports.reader.read(broken)
-
-    async def publish(self, signed: bytes) -> None:
-        """Make everything durable, then known. The order is the promise."""
-        ports = self._ports
-        await ports.offload.run(ports.store.commit, self._lease)
-        name = await ports.offload.run(store_record, ports.store, self._lease, signed)
-        publish_snapshot(ports.catalog, ports.store, self._lease, signed, name)
-
-    def report(self) -> SyncReport:
-        counts = self.fetcher.counts
-        return SyncReport(
-            blocks_received=counts.received,
-            blocks_received_twice=counts.received_twice,
-            blocks_already_here=self._already_here,
-            block_bytes=counts.sealed_bytes,
-            diff_bytes=self._diff_bytes,
-            diff_entries=self._entries,
-            round_trips=self._round_trips,
-            base_root=self._base,
-        )
-
-
-__all__ = ["Receiver", "ReceiverPorts", "Teller"]
+__all__ = ["Receiver", "Teller"]

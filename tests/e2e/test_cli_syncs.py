@@ -143,6 +143,9 @@ def test_the_destination_may_own_the_schedule_and_pull(tmp_path: Path) -> None:
         assert "cabin" in eventually(lambda: snapshots_of(home)[-1]["held_by"])
         one = sync_of(cabin)
         assert (one["direction"], one["state"], one["volume"], one["peer"]) == ("pull", "idle", "data", "home")
+        runs = [job for job in cabin.cli("sync", "history", "--json").json if job["result"] and job["result"]["sent"]]
+        plans = [sent["planned"]["blocks"] - sent["actual"]["blocks"] for job in runs for sent in job["result"]["sent"]]
+        assert plans == [0, 0], "what was planned is what came"
         assert cabin.cli("sync", "plan").out.strip().endswith("nothing is missing.")
         assert cabin.cli("restore", "data", str(tmp_path / "back")).code == 0
         assert tree_of(tmp_path / "back") == tree_of(data)

@@ -211,6 +211,42 @@ async def test_a_plan_says_what_is_missing_and_what_is_there_already_and_the_syn
         assert sent["actual"]["bytes"] == pytest.approx(sent["planned"]["bytes"], rel=0.05)
 
 
+@pytest.mark.parametrize("kind", ["tree", "image"])
+async def test_a_pull_is_planned_by_what_its_difference_tells_and_keeps_to_it(tmp_path: Path, kind: str) -> None:
+    """A file of a hundred pieces with a map of its own, small ones, and such as lie at the cabin for another volume."""
+    async with a_pair(tmp_path) as (home, cabin):
+        other = write_tree(tmp_path / "other", files=6, size=200_000, seed=3)
+        await cabin.take(cabin.protect(other))
+        source = write_tree(tmp_path / "data", files=6, size=200_000, seed=3)
+        (source / "large").write_bytes(os.urandom(24_000_000))
+        (source / "small").write_bytes(os.urandom(10))
+        if kind == "image":
+            source = tmp_path / "data.img"
+            source.write_bytes(os.urandom(40 * 64 * 1024))
+        volume = home.protect(source, kind=kind)
+        await home.take(volume)
+        home.catalog.peers.set_rights(
+            cabin.parts.site_id, Rights(may=frozenset({"read"}), volumes=frozenset({volume.volume_id.hex()}))
+        )
+        terms = SyncTerms(direction="pull", volume=volume.name)
+        cabin.catalog.add_sync("p", volume_id=b"", peer=home.parts.site_id, keep="", terms=terms)
+        [first] = (await syncs_of(cabin).run(context(sync="p")))["sent"]
+        planned, actual = first["planned"], first["actual"]
+        assert planned["blocks"] == actual["blocks"] > 0
+        assert planned["bytes"] == pytest.approx(actual["bytes"], rel=0.05)
+        assert planned["seed_share"] == pytest.approx(0.048 if kind == "tree" else 0.0, abs=0.01)
+        # Only what is new since.
+        if kind == "tree":
+            (source / "file-0001").write_bytes(os.urandom(30_000))
+        else:
+            with source.open("r+b") as file:
+                file.write(os.urandom(3 * 64 * 1024))
+        await home.take(volume)
+        [second] = (await syncs_of(cabin).run(context(sync="p")))["sent"]
+        assert second["from_base"] and second["planned"]["blocks"] == second["actual"]["blocks"] in (1, 3)
+        assert second["planned"]["bytes"] == pytest.approx(second["actual"]["bytes"], rel=0.05)
+
+
 async def test_a_probe_is_answered_bit_by_bit(tmp_path: Path) -> None:
     async with a_pair(tmp_path) as (home, cabin):
         await cabin.take(cabin.protect(write_tree(tmp_path / "data", files=9, size=1000)))

@@ -1,6 +1,7 @@
 """A sender that falls silent while it tells a difference is not waited for, if somebody else has the snapshot."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import trio
 from protocol.messages.blocks import WantBlocks
 from protocol.messages.registry import Message
 from protocol.messages.snapshots import WantDiff
+from replicator.core.progress import Progress
+from replicator.jobs.runner import JobContext
 from replicator.net.link import Stream
 from replicator.sync.offer import Offered
 from tests.e2e.test_orphans import Mesh, a_mesh
@@ -90,3 +93,14 @@ async def test_what_nobody_else_has_is_told_by_the_sender_when_it_wakes(tmp_path
             mute.wakes.set()
         assert mesh.new.holds(mesh.second)
         assert done[0].report.diff_entries > 0 and done[0].report.blocks_received_twice == 0
+
+
+async def test_a_pull_whose_difference_was_never_told_has_no_plan_rather_than_a_wrong_one(tmp_path: Path) -> None:
+    async with a_mesh(tmp_path) as mesh:
+        mute = Mute(mesh.home, after=2, serves_blocks=True)
+        fetch = {"fetch": "data", "peer": "home"}
+        context = JobContext("x", "sync", fetch, Progress(clock=time.monotonic))
+        with trio.fail_after(120):
+            [sent] = (await mesh.new.living._relations.syncs.run(context))["sent"]
+        assert mute.heard.is_set() and mesh.new.holds(mesh.second)
+        assert sent["planned"] is None and sent["actual"]["blocks"] > 0

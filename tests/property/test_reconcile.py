@@ -134,6 +134,24 @@ def test_ids_that_crowd_one_cell_cost_no_more_than_to_name_them() -> None:
     assert initiator.result.wire_bytes < 3 * 5 * len(mine)
 
 
+def test_a_large_cell_that_is_open_at_the_end_is_split_without_checks_for_nobody_looks_closer() -> None:
+    """Where a list of what is in it would be dearer by half. The split before, which may be looked into, has checks."""
+    heads_ = random_heads(np.random.default_rng(1), 1_000_000)
+    seen: set[tuple[int, bool]] = set()
+    for seed in (10, 0):
+        rows = np.random.default_rng(seed).choice(len(heads_), 100, replace=False)
+        sets = [derived_ids(np.delete(heads_, some)).data.cast("B") for some in (rows[:50], rows[50:])]
+        one, other = (Reconciliation(FrozenSet(ids, KEY), snapshot_id=SNAPSHOT, nonce=NONCE) for ids in sets)
+
+        def look(turn: int, packed: list[bytes]) -> list[bytes]:
+            cells = [message for message in map(decode, packed) if isinstance(message, SummaryCells)]
+            seen.update((turn, bool(message.checks)) for message in cells)
+            return packed
+
+        assert converse(one, other, look) <= SUMMARY_TURNS_MAX
+    assert {(4, True), (5, False)} <= seen and (5, True) not in seen
+
+
 # What a model of this exchange says that knows the differences beforehand (means over 20 seeds, of sets with 36-bit
 # sums in all records): bytes, and turns at most. The real thing must not cost more, but for 15 %, or more round trips.
 # (That two sets are equal the model knows from their roots alone: so do heartbeats, see tests/unit/test_standing.py.)

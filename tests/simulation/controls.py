@@ -28,8 +28,9 @@ from replicator.repair.ask import Healer
 from replicator.repair.scrub import Scrubber
 from replicator.store.leases import Leases
 from replicator.store.ports import Lease
+from replicator.sync.intake import Intake
 from replicator.sync.publish import store_record
-from replicator.sync.receive import Receiver, _Session
+from replicator.sync.receive import Receiver
 from replicator.testing.blocks import MachineStore
 from tests.simulation.plan import Faults, make_plan
 from tests.simulation.world import Outcome, run_plan
@@ -56,7 +57,7 @@ def _have_without_lifting(self: MachineStore, lease: Lease, ids: Sequence[BlockI
     return {block for block in ids if block in self._pending or block in self.disk.rows}
 
 
-async def _publish_before_commit(self: _Session, signed: bytes) -> None:
+async def _publish_before_commit(self: Intake, signed: bytes) -> None:
     ports = self._ports
     ports.catalog.add_snapshot(signed, block_id(Kind.RECORD, signed))
     await ports.offload.run(ports.store.commit, self._lease)
@@ -136,7 +137,7 @@ _TENANTS: Final = {"change": 20, "snapshot": 20, "label": 10, "refilter": 20, "l
 CONTROLS: Final[dict[str, Control]] = {
     "a commit that does not flush": Control(lambda: [patch.object(MachineStore, "commit", _nothing)], 10, _CRASHES),
     "acknowledged before the commit": Control(
-        lambda: [patch.object(_Session, "publish", _publish_before_commit)], 40, _CRASHES
+        lambda: [patch.object(Intake, "publish", _publish_before_commit)], 40, _CRASHES
     ),
     "blocks believed when read and when received": Control(
         lambda: [patch("replicator.store.memory.unseal", _unproven), patch("replicator.sync.fetch.unseal", _unproven)],

@@ -118,15 +118,9 @@ def decode_entry(packed: bytes) -> Entry:
     )  # fmt: skip
 
 
-def needed_by(packed: bytes) -> tuple[bytes, bytes]:
-    """The packed ids of an entry's pieces, and the root of its pieces map: checked as by `decode_entry`, and no object
-    is made of the rest. A receiver asks this of every entry."""
-    parts = _checked(packed)
-    return parts[6], parts[7]
-
-
 def pieces_of(packed: bytes) -> tuple[list[int], bytes, bytes]:
-    """The same, and before it the length of each piece. A plan asks this of every entry."""
+    """The length of each piece of an entry, their packed ids, and the root of its pieces map: checked as by
+    `decode_entry`, and no object is made of the rest. A receiver and a plan ask this of every entry."""
     parts = _checked(packed)
     return parts[5], parts[6], parts[7]
 

@@ -6,25 +6,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from replicator.api.client import RemoteError
-from replicator.app.cli.common import new_job_id
 from replicator.app.cli.output import Output
 from replicator.app.demo.judge import differences, facts_of_tree, rsync_says, sha256_of, sums_of_tree
 from replicator.app.demo.material import FILES_MIN, Material, change_one_percent, make_material
 from replicator.app.demo.report import Report
 from replicator.app.demo.ruin import Ruin, ruin_store
 from replicator.app.demo.sites import Site
-from replicator.core.errors import BlockMissing, PeerError, ReplicatorError, Stalled, Unreachable
+from replicator.app.demo.stage import Stage
+from replicator.core.errors import ReplicatorError
 from replicator.core.throttle import BURST_S
 from replicator.core.units import format_size, format_span, parse_rate
-
-_SYNC_WAIT_S = 120.0
-_PASSING = frozenset({Unreachable.code, Stalled.code, PeerError.code, BlockMissing.code})
-"""What is over when the other sites are back."""
 
 
 class Demo:
@@ -35,28 +29,9 @@ class Demo:
         self._given = given
         self._rate = rate
         self._seed = seed
-        self._output = output
+        self._stage = Stage(output)
         self.report = Report()
         self.sites: list[Site] = []
-        self._began = time.monotonic()
-
-    # -- telling --------------------------------------------------------------------------
-
-    def say(self, text: str) -> None:
-        self._output.clear()
-        if not self._output.as_json:
-            print(f"[{time.monotonic() - self._began:5.1f} s] {text}", flush=True)
-
-    def _job(self, site: Site, kind: str, args: dict[str, Any]) -> dict[str, Any]:
-        """Run a job; one that another site's restart has cut is run again, as its own hint says."""
-        deadline = time.monotonic() + _SYNC_WAIT_S
-        while True:
-            try:
-                return site.client.run_job(kind, args, job_id=new_job_id(), on_progress=self._output.job)
-            except RemoteError as error:
-                if error.code not in _PASSING or time.monotonic() > deadline:
-                    raise
-                time.sleep(1)
 
     # -- the steps ------------------------------------------------------------------------
 
@@ -74,15 +49,15 @@ class Demo:
         self._audit(home, cabin, second)
         self._ruin_and_heal(home, cabin, material, second)
         self._burn_and_restore(home, vault, material, (first, first_sums), (second, second_sums), facts)
-        took = time.monotonic() - self._began
+        took = self._stage.took_s()
         self.report.add("all of it in under two minutes", format_span(took), holds=took < 120)
         return self.report
 
     def _prepare(self) -> Material:
-        self.say("gathering real data: a tree with everything odd in it, and an ext4 image")
+        self._stage.say("gathering real data: a tree with everything odd in it, and an ext4 image")
         material = make_material(self.work, self._given)
         image = material.image.stat()
-        self.say(
+        self._stage.say(
             f"{material.tree_files:,} files from {material.came_from}; an image of {format_size(image.st_size)}, "
             f"{format_size(image.st_blocks * 512)} of it in use"
         )
@@ -95,7 +70,7 @@ class Demo:
         return material
 
     def _start_sites(self) -> tuple[Site, Site, Site]:
-        self.say("starting three sites and pairing them by one-time codes")
+        self._stage.say("starting three sites and pairing them by one-time codes")
         began = time.monotonic()
         self.sites = [Site(name, self.work / name, rate_out=self._rate) for name in ("home", "cabin", "vault")]
         for site in self.sites:
@@ -105,20 +80,13 @@ class Demo:
         for inviter, joiner in ((home, cabin), (home, vault), (cabin, vault)):
             code = inviter.post("/v1/pair/invite", {"minutes": 5})["code"]
             joiner.post("/v1/pair/join", {"code": code})
-        self._wait("links", lambda: all(self._links(site) == 2 for site in self.sites))
+        self._stage.wait("links", lambda: all(self._links(site) == 2 for site in self.sites))
         took = time.monotonic() - began
         self.report.add("three sites paired over mutual TLS 1.3 by one-time codes", format_span(took), holds=took < 30)
         return home, cabin, vault
 
     def _links(self, site: Site) -> int:
         return sum(peer["linked"] for peer in site.get("/v1/peers"))
-
-    def _wait(self, what: str, is_so: Callable[[], bool], *, seconds: float = 30.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not is_so():
-            if time.monotonic() > deadline:
-                raise Stalled(f"Waited {seconds:.0f} s for {what} in vain.")
-            time.sleep(0.1)
 
     def _sums(self, material: Material) -> tuple[bytes, str]:
         return sums_of_tree(material.tree), sha256_of(material.image)
@@ -131,14 +99,14 @@ class Demo:
         return self._snapshot(home, "the first")
 
     def _snapshot(self, home: Site, which: str) -> list[dict[str, Any]]:
-        self.say(f"taking a system snapshot of both ({which})")
+        self._stage.say(f"taking a system snapshot of both ({which})")
         began = time.monotonic()
-        taken: list[dict[str, Any]] = self._job(home, "snapshot", {})["snapshots"]
+        taken: list[dict[str, Any]] = self._stage.job(home, "snapshot", {})["snapshots"]
         took = time.monotonic() - began
         size = sum(one["size_bytes"] for one in taken)
         new = sum(one["bytes_new"] for one in taken)
         skipped = sum(one["skipped_count"] for one in taken)
-        self.say(f"  {format_size(size)} in {format_span(took)}, {format_size(new)} new in the store")
+        self._stage.say(f"  {format_size(size)} in {format_span(took)}, {format_size(new)} new in the store")
         self.report.add(
             f"a system snapshot of tree and image ({which})",
             f"{format_size(size)} in {format_span(took)}, {skipped} paths skipped",
@@ -156,17 +124,17 @@ class Demo:
     # -- syncs ----------------------------------------------------------------------------
 
     def _sync_both_ways(self, home: Site, cabin: Site, vault: Site, snapshots: list[dict[str, Any]]) -> None:
-        self.say(f"syncing home to cabin, and onward from cabin to vault, capped at {self._rate} a site")
+        self._stage.say(f"syncing home to cabin, and onward from cabin to vault, capped at {self._rate} a site")
         cap = parse_rate(self._rate)
         for source, target in ((home, cabin), (cabin, vault)):
-            sent = self._sent(source, target, snapshots)
+            sent = self._stage.sent(source, target, snapshots)
             ahead = sum(one["ahead_bytes"] for one in sent)
             moved = ahead + sum(one["block_bytes"] for one in sent)
             # What the cap binds is what left *this* site: others that hold a block serve it too, each under its own.
             left = ahead + sum(one["link_bytes_out"] for one in sent)
-            took = self._span_s(source, target, is_ahead=ahead > 0)
+            took = self._stage.span_s(source, target, is_ahead=ahead > 0)
             rate = left / took if took else 0.0
-            self.say(
+            self._stage.say(
                 f"  {source.name} to {target.name}: {format_size(moved)} in {format_span(took)}, {format_size(rate)}/s"
                 f"; {format_size(ahead)} of it while the snapshot was taken"
             )
@@ -176,57 +144,10 @@ class Demo:
                 holds=left <= cap * (1.05 * took + BURST_S),  # A burst is what an idle line has saved up.
             )
 
-    def _sent(self, source: Site, target: Site, snapshots: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Wait until `target` has signed for all of `snapshots`, and say what the syncs reported."""
-        wanted = {one["snapshot"] for one in snapshots}
-
-        def is_held() -> bool:
-            listed = {one["snapshot"]: one for one in source.get("/v1/snapshots")}
-            running = source.get("/v1/jobs", limit=3)
-            for job in running:
-                if job["kind"] == "sync" and job["state"] == "running":
-                    self._output.job(job)
-            return all(one in listed and target.name in listed[one]["held_by"] for one in wanted)
-
-        self._wait(f"{target.name} to hold the snapshot", is_held, seconds=_SYNC_WAIT_S)
-
-        def is_reported() -> bool:
-            return {one["snapshot"] for one in self._reports(source, target)} >= wanted
-
-        try:
-            self._wait("the sync's report", is_reported, seconds=5)
-        except Stalled:
-            self.say("  (a node was restarted between the receipt and the report: the report is incomplete)")
-        return [one for one in self._reports(source, target) if one["snapshot"] in wanted]
-
-    def _span_s(self, source: Site, target: Site, *, is_ahead: bool) -> float:
-        """From the first sync's start to the last one's end: tree and image travel at the same time.
-
-        If blocks went ahead, they did from the moment in which the snapshot was begun.
-        """
-        jobs = source.get("/v1/jobs", limit=200)
-        done = [
-            job
-            for job in jobs
-            if job["kind"] == "sync"
-            and job["result"]
-            and job["result"]["peer"] == target.name
-            and job["result"]["sent"]
-        ]
-        if not done:
-            return 0.0
-        begun = done + [job for job in jobs if is_ahead and job["kind"] == "snapshot"]
-        span_ns: int = max(job["finished_ns"] for job in done) - min(job["started_ns"] for job in begun)
-        return span_ns / 1e9
-
-    def _reports(self, source: Site, target: Site) -> list[dict[str, Any]]:
-        done = [job for job in source.get("/v1/jobs", limit=200) if job["kind"] == "sync" and job["result"]]
-        return [sent for job in done if job["result"]["peer"] == target.name for sent in job["result"]["sent"]]
-
     def _change(self, material: Material) -> int:
-        self.say("changing one percent")
+        self._stage.say("changing one percent")
         files, written = change_one_percent(material, seed=self._seed)
-        self.say(
+        self._stage.say(
             f"  {files} files changed, renamed or deleted; {format_size(written)} written into the image's file system"
         )
         return written
@@ -235,7 +156,7 @@ class Demo:
         self, home: Site, cabin: Site, vault: Site, snapshots: list[dict[str, Any]], changed: int
     ) -> None:
         for source, target in ((home, cabin), (cabin, vault)):
-            sent = self._sent(source, target, snapshots)
+            sent = self._stage.sent(source, target, snapshots)
             moved = sum(one["block_bytes"] + one["ahead_bytes"] for one in sent)
             summary = sum(one["summary_bytes"] for one in sent)
             trips = max((one["round_trips"] for one in sent), default=0)
@@ -244,7 +165,7 @@ class Demo:
                 f"{format_size(moved)} of blocks, {format_size(summary)} of summaries, {trips} round trips, "
                 f"{twice} blocks sent twice"
             )
-            self.say(f"  {source.name} to {target.name}: {measured}")
+            self._stage.say(f"  {source.name} to {target.name}: {measured}")
             # Each changed file and block moves once; an image block is 64 KiB, so a small change moves that much.
             self.report.add(
                 f"1 % changed, {source.name} to {target.name}: only the difference, nothing twice",
@@ -253,7 +174,9 @@ class Demo:
             )
 
     def _audit(self, source: Site, target: Site, snapshots: list[dict[str, Any]]) -> None:
-        done = [self._job(source, "audit", {"snapshot": one["snapshot"], "peer": target.name}) for one in snapshots]
+        done = [
+            self._stage.job(source, "audit", {"snapshot": one["snapshot"], "peer": target.name}) for one in snapshots
+        ]
         lacking = sum(one["peer_lacks"] + one["we_lack"] for one in done)
         shared = sum(one["shared"] for one in done)
         size = sum(one["summary_bytes"] for one in done)
@@ -264,17 +187,17 @@ class Demo:
     # -- damage ---------------------------------------------------------------------------
 
     def _ruin_and_heal(self, home: Site, cabin: Site, material: Material, snapshots: list[dict[str, Any]]) -> None:
-        self.say("ruining cabin's store while a restore reads from it")
+        self._stage.say("ruining cabin's store while a restore reads from it")
         ruin = ruin_store(cabin.state.store / "segments", seed=self._seed)
         for said in ruin.said:
-            self.say(f"  {said}")
+            self._stage.say(f"  {said}")
         began = time.monotonic()
         tree = next(one for one in snapshots if one["kind"] == "tree")
         target = self.work / "restored-during-damage"
         restored: list[Exception | dict[str, Any]] = []
         thread = threading.Thread(target=self._restore_aside, args=(cabin, tree["snapshot"], target, restored))
         thread.start()
-        scrubbed = self._job(cabin, "scrub", {"from_start": True})
+        scrubbed = self._stage.job(cabin, "scrub", {"from_start": True})
         thread.join()
         self._report_healing(cabin, ruin, scrubbed, took=time.monotonic() - began)
         if isinstance(restored[0], Exception):
@@ -289,7 +212,7 @@ class Demo:
     def _restore_aside(self, site: Site, snapshot: str, target: Path, answer: list[Exception | dict[str, Any]]) -> None:
         args = {"snapshot": snapshot, "target": str(target), "only": "", "overwrite": True, "dry_run": False}
         try:
-            answer.append(self._job(site, "restore", args))
+            answer.append(self._stage.job(site, "restore", args))
         except ReplicatorError as error:
             answer.append(error)
 
@@ -298,19 +221,21 @@ class Demo:
         return broken
 
     def _report_healing(self, cabin: Site, ruin: Ruin, scrubbed: dict[str, Any], *, took: float) -> None:
-        self._wait("every block to be mended", lambda: self._broken(cabin) == 0, seconds=60)
+        self._stage.wait("every block to be mended", lambda: self._broken(cabin) == 0, seconds=60)
         audit = cabin.get("/v1/repairs", limit=100_000)
         healed = {line["block"] for line in audit if line["role"] == "asked" and line["outcome"].startswith("healed")}
         missed = {block.hex() for block in ruin.blocks} - healed
         servers = sorted({line["peer"] for line in audit if line["role"] == "asked" and line["peer"]})
         broken = self._broken(cabin)
-        self.say(f"  {len(healed)} blocks healed by {', '.join(servers)} in {format_span(took)}, {broken} still broken")
+        self._stage.say(
+            f"  {len(healed)} blocks healed by {', '.join(servers)} in {format_span(took)}, {broken} still broken"
+        )
         for line in [line for line in audit if line["role"] == "asked"][:3]:
-            self.say(
+            self._stage.say(
                 f"  audit: block {line['block'][:12]} {line['cause']}: cabin asked, {line['peer']} served, "
                 f"{line['outcome']} in {format_span(line['took_s'])}"
             )
-        again = self._job(cabin, "scrub", {"from_start": True})
+        again = self._stage.job(cabin, "scrub", {"from_start": True})
         self.report.add(
             "scrub and reads find every damaged block, peers heal all of them",
             f"{len(ruin.blocks)} ruined, {len(missed)} missed, {broken} unhealed, a 2nd scrub finds {again['damaged']}",
@@ -334,10 +259,10 @@ class Demo:
         second: tuple[list[dict[str, Any]], tuple[bytes, str]],
         facts: dict[bytes, tuple[object, ...]],
     ) -> None:
-        self.say("burning home: its process and its whole folder are gone")
+        self._stage.say("burning home: its process and its whole folder are gone")
         home.burn()
         for which, (snapshots, (tree_sums, image_sum)) in (("first", first), ("second", second)):
-            self.say(f"restoring the {which} snapshot from vault")
+            self._stage.say(f"restoring the {which} snapshot from vault")
             began = time.monotonic()
             folder = self.work / f"restored-{which}"
             folder.mkdir(exist_ok=True)
@@ -356,13 +281,13 @@ class Demo:
 
     def _restore(self, site: Site, snapshot: str, target: Path, *, only: str = "") -> dict[str, Any]:
         args = {"snapshot": snapshot, "target": str(target), "only": only, "overwrite": True, "dry_run": False}
-        return self._job(site, "restore", args)
+        return self._stage.job(site, "restore", args)
 
     def _judge_metadata(self, material: Material, facts: dict[bytes, tuple[object, ...]]) -> None:
         restored = self.work / "restored-second" / "tree"
         wrong = differences(facts, facts_of_tree(restored))
         for line in wrong[:5]:
-            self.say(f"  {line}")
+            self._stage.say(f"  {line}")
         self.report.add(
             "modes, owners, times to the ns, links, hard links, xattrs",
             f"{len(facts):,} paths compared, {len(wrong)} differ",

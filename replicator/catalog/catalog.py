@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from protocol.ids import BlockId, SiteId, SnapshotId, VolumeId
+from protocol.ids import SNAPSHOT_ID_BYTES, BlockId, SiteId, SnapshotId, VolumeId
 from replicator.catalog.copies import Copies
 from replicator.catalog.database import MIGRATIONS
 from replicator.catalog.lost import LostRecords
@@ -165,12 +165,14 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
 
     def snapshots(self, volume_id: bytes | None = None) -> list[Snapshot]:
         """Oldest first, of one volume or of all."""
-        sql = "SELECT record, record_block, received_ns, held FROM snapshots "
         if volume_id is None:
-            rows = self.db.read().execute(sql + "ORDER BY received_ns, sequence")
-        else:
-            rows = self.db.read().execute(sql + "WHERE volume_id = ? ORDER BY sequence", (volume_id,))
-        return [self._snapshot(row) for row in rows]
+            return self.db.remembered("snapshots", self._snapshots)
+        sql = "SELECT record, record_block, received_ns, held FROM snapshots WHERE volume_id = ? ORDER BY sequence"
+        return [self._snapshot(row) for row in self.db.read().execute(sql, (volume_id,))]
+
+    def _snapshots(self) -> list[Snapshot]:
+        sql = "SELECT record, record_block, received_ns, held FROM snapshots ORDER BY received_ns, sequence"
+        return [self._snapshot(row) for row in self.db.read().execute(sql)]
 
     def _snapshot(self, row: tuple[bytes, bytes, int, str]) -> Snapshot:
         """A row, with its record checked once: the scheduler looks at all of them each second."""
@@ -208,6 +210,8 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
         """By the beginning of its id, or `VOLUME@latest`, or `VOLUME` for its newest. Raises `NotFound`."""
         lowered = text.lower()
         if len(text) >= 4 and all(letter in "0123456789abcdef" for letter in lowered):
+            if len(text) == 2 * SNAPSHOT_ID_BYTES and self.has_snapshot(bytes.fromhex(text)):
+                return self.snapshot(bytes.fromhex(text))  # The usual case, and the only one that an index serves.
             sql = "SELECT snapshot_id FROM snapshots WHERE hex(snapshot_id) LIKE ?"
             rows = self.db.read().execute(sql, (lowered + "%",)).fetchall()
             if len(rows) == 1:

@@ -24,6 +24,7 @@ from replicator.catalog.successions import Successions
 from replicator.catalog.syncs import Syncs
 from replicator.core.database import Database, OpenDatabase
 from replicator.core.errors import CatalogError, DatabaseDamaged, Held, ManifestDamaged, NotFound, Untrusted, UsageError
+from replicator.core.facts import read_fact
 from replicator.core.ports import WallClock
 
 _PEAKS: Final = "snapshots.peaks"
@@ -62,8 +63,13 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
         self.lost = LostRecords(self.db)
         self._records: dict[bytes, SnapshotRecord] = {}
         try:
+            # One row that makes no sense would stop every schedule, or every sync, in a node that seems to be well.
             self.volumes()
             self.peers.all()
+            self.syncs()
+            self.successions()
+            self.copy_rules()
+            self.lost.unread()
         except (ValueError, TypeError, DatabaseDamaged) as error:
             self.db.close()
             raise _unusable(path, f"what it says of volumes or peers is damaged ({error})") from error
@@ -301,7 +307,7 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
 
 
 def _peaks(text: str | None) -> dict[int, int]:
-    return {int(hour): count for hour, count in json.loads(text or "{}").items()}
+    return read_fact(text, dict[int, int], name="how many snapshots there were") if text else {}
 
 
 def _note_peak(connection: sqlite3.Connection, now_ns: int) -> None:

@@ -70,6 +70,7 @@ ALLOWED: Final[dict[State, frozenset[FrameKind]]] = {
 """Which frames may arrive in which state; anything else ends the connection."""
 
 
+_LANES: Final = tuple(Lane)
 _PONGS_MAX: Final = 64
 """Pings that we owe an answer. An honest peer has one or two on their way; one that sends and never reads
 must not make us keep its bytes."""
@@ -412,9 +413,9 @@ class Connection:
 
     def next_lane(self) -> tuple[Lane, int] | None:
         """The lane whose turn it is and the size of its next frame; None if nothing is waiting."""
-        for lane, queue in zip(Lane, self._lanes, strict=True):
+        for number, queue in enumerate(self._lanes):
             if queue:
-                return lane, queue[0].size
+                return _LANES[number], queue[0].size
         return None
 
     def next_frame(self) -> tuple[Buffer, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from protocol.ids import BlockId, SiteId, SnapshotId, VolumeId
+from protocol.ids import SNAPSHOT_ID_BYTES, BlockId, SiteId, SnapshotId, VolumeId
 from replicator.catalog.copies import Copies
 from replicator.catalog.database import MIGRATIONS
 from replicator.catalog.lost import LostRecords
@@ -24,6 +24,7 @@ from replicator.catalog.successions import Successions
 from replicator.catalog.syncs import Syncs
 from replicator.core.database import Database, OpenDatabase
 from replicator.core.errors import CatalogError, DatabaseDamaged, Held, ManifestDamaged, NotFound, Untrusted, UsageError
+from replicator.core.facts import read_fact
 from replicator.core.ports import WallClock
 
 _PEAKS: Final = "snapshots.peaks"
@@ -62,8 +63,13 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
         self.lost = LostRecords(self.db)
         self._records: dict[bytes, SnapshotRecord] = {}
         try:
+            # One row that makes no sense would stop every schedule, or every sync, in a node that seems to be well.
             self.volumes()
             self.peers.all()
+            self.syncs()
+            self.successions()
+            self.copy_rules()
+            self.lost.unread()
         except (ValueError, TypeError, DatabaseDamaged) as error:
             self.db.close()
             raise _unusable(path, f"what it says of volumes or peers is damaged ({error})") from error
@@ -165,12 +171,14 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
 
     def snapshots(self, volume_id: bytes | None = None) -> list[Snapshot]:
         """Oldest first, of one volume or of all."""
-        sql = "SELECT record, record_block, received_ns, held FROM snapshots "
         if volume_id is None:
-            rows = self.db.read().execute(sql + "ORDER BY received_ns, sequence")
-        else:
-            rows = self.db.read().execute(sql + "WHERE volume_id = ? ORDER BY sequence", (volume_id,))
-        return [self._snapshot(row) for row in rows]
+            return self.db.remembered("snapshots", self._snapshots)
+        sql = "SELECT record, record_block, received_ns, held FROM snapshots WHERE volume_id = ? ORDER BY sequence"
+        return [self._snapshot(row) for row in self.db.read().execute(sql, (volume_id,))]
+
+    def _snapshots(self) -> list[Snapshot]:
+        sql = "SELECT record, record_block, received_ns, held FROM snapshots ORDER BY received_ns, sequence"
+        return [self._snapshot(row) for row in self.db.read().execute(sql)]
 
     def _snapshot(self, row: tuple[bytes, bytes, int, str]) -> Snapshot:
         """A row, with its record checked once: the scheduler looks at all of them each second."""
@@ -208,6 +216,8 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
         """By the beginning of its id, or `VOLUME@latest`, or `VOLUME` for its newest. Raises `NotFound`."""
         lowered = text.lower()
         if len(text) >= 4 and all(letter in "0123456789abcdef" for letter in lowered):
+            if len(text) == 2 * SNAPSHOT_ID_BYTES and self.has_snapshot(bytes.fromhex(text)):
+                return self.snapshot(bytes.fromhex(text))  # The usual case, and the only one that an index serves.
             sql = "SELECT snapshot_id FROM snapshots WHERE hex(snapshot_id) LIKE ?"
             rows = self.db.read().execute(sql, (lowered + "%",)).fetchall()
             if len(rows) == 1:
@@ -297,7 +307,7 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
 
 
 def _peaks(text: str | None) -> dict[int, int]:
-    return {int(hour): count for hour, count in json.loads(text or "{}").items()}
+    return read_fact(text, dict[int, int], name="how many snapshots there were") if text else {}
 
 
 def _note_peak(connection: sqlite3.Connection, now_ns: int) -> None:

@@ -19,10 +19,13 @@ class Copies:
     db: Database
 
     def copy_rules(self) -> dict[VolumeId, CopyRule]:
+        return {rule.volume_id: rule for rule in self.db.remembered("copy rules", self._copy_rules)}
+
+    def _copy_rules(self) -> list[CopyRule]:
         rows = self.db.read().execute(
             "SELECT volume_id, keep, prefix, is_passive, decided_by, asked_keep FROM copy_rules"
         )
-        return {VolumeId(r[0]): CopyRule(VolumeId(r[0]), r[1], r[2], bool(r[3]), r[4], r[5]) for r in rows}
+        return [CopyRule(VolumeId(r[0]), r[1], r[2], bool(r[3]), r[4], r[5]) for r in rows]
 
     def set_copy_rule(self, volume_id: bytes, *, keep: str, prefix: str, is_passive: bool) -> CopyRule:
         """The operator of this site, or a pull of ours, decides."""

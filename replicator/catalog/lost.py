@@ -14,6 +14,7 @@ from protocol.wire.hashing import Kind, block_id
 from replicator.catalog.records import open_record
 from replicator.core.database import Database
 from replicator.core.errors import ReplicatorError
+from replicator.core.facts import damaged_cell, read_fact
 
 RECOVERED: Final = "catalogue.recovered"
 """The fact that is set when the catalogue was made again out of the store."""
@@ -38,7 +39,11 @@ class LostRecords:
     def unread(self) -> list[BlockId]:
         """Records that cannot be read now. Whoever brings them back takes them off the list."""
         row = self._db.read().execute("SELECT value FROM facts WHERE name = ?", (_UNREAD,)).fetchone()
-        return [] if row is None else [BlockId(bytes.fromhex(name)) for name in json.loads(row[0])]
+        names: list[str] = [] if row is None else read_fact(row[0], list[str], name="records that cannot be read")
+        try:
+            return [BlockId(bytes.fromhex(name)) for name in names]
+        except ValueError as error:
+            raise damaged_cell("records that cannot be read", error) from error
 
     def set_unread(self, names: Iterable[bytes]) -> None:
         with self._db.write() as connection:

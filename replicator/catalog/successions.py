@@ -13,6 +13,7 @@ from collections.abc import Callable
 from protocol.ids import SiteId
 from replicator.catalog.model import Succession
 from replicator.core.database import Database
+from replicator.core.facts import read_fact
 
 _CHAIN_MAX = 64
 """Keys of one site: one a year for a lifetime. It also ends a loop that should not be there."""
@@ -49,7 +50,7 @@ class Successions:
         with self.db.write() as connection:
             row = connection.execute("SELECT told FROM successions WHERE old = ?", (old,)).fetchone()
             if row is not None:
-                told = sorted({*json.loads(row[0]), peer.hex()})
+                told = sorted({*read_fact(row[0], list[str], name="who was told of a key"), peer.hex()})
                 connection.execute("UPDATE successions SET told = ? WHERE old = ?", (json.dumps(told), old))
 
     def current_key(self, site: SiteId, *, sequence: int | None = None) -> SiteId:

@@ -106,8 +106,11 @@ class Syncs:
 
     def receipts(self) -> dict[tuple[SnapshotId, SiteId], int]:
         """When each peer last proved that it holds a snapshot."""
+        return dict(self.db.remembered("receipts", self._receipts))
+
+    def _receipts(self) -> list[tuple[tuple[SnapshotId, SiteId], int]]:
         rows = self.db.read().execute("SELECT snapshot_id, site_id, received_ns FROM receipts")
-        return {(SnapshotId(row[0]), SiteId(row[1])): row[2] for row in rows}
+        return [((SnapshotId(row[0]), SiteId(row[1])), row[2]) for row in rows]
 
     def forget_receipts(self, site_id: bytes) -> int:
         """What a site signed for before it lost its state counts no more. Returns how many receipts that were."""

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from replicator.core.errors import CatalogError, StoreError
+from replicator.core.facts import read_fact
 from replicator.core.logging import get_logger
 from replicator.core.ports import WallClock
 from replicator.core.units import format_span
@@ -190,8 +191,7 @@ class ClockBrake:
 def _kept(text: str | None) -> Watch | None:
     if not text:
         return None
-    told = json.loads(text)
-    return Watch(**{**told, "last": Reading(**told["last"])})
+    return read_fact(text, Watch, name="the clock")
 
 
 def lived_s() -> float:

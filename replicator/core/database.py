@@ -19,6 +19,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 from weakref import WeakSet, finalize
 
 from replicator.core.errors import ConfigError, DatabaseDamaged, StoreError, StoreFull, StoreReadOnly
+from replicator.core.facts import SENSELESS, damaged_cell
 from replicator.core.files import sync_directory
 
 P = ParamSpec("P")
@@ -222,12 +223,16 @@ class Database:
         """What `read` gives, read once for as long as nothing is written. The list is the caller's own.
 
         For short lists that are looked at all the time: who is a peer is asked at each frame of a status, and each
-        second by several workers. A commit that ends while somebody reads makes the next one read again.
+        second by several workers. A commit that ends while somebody reads makes the next one read again. Raises
+        `DatabaseDamaged` if a cell makes no sense.
         """
         ended = self._ended_count
         known = self._remembered.get(name)
         if known is None or known[0] != ended:
-            known = ended, read()
+            try:
+                known = ended, read()
+            except SENSELESS as error:
+                raise damaged_cell(name, error) from error
             if len(known[1]) <= _REMEMBERED_MAX:
                 self._remembered[name] = known
         return list(known[1])

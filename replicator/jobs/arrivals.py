@@ -12,6 +12,7 @@ from typing import Final
 from replicator.catalog.catalog import Catalog
 from replicator.catalog.retention import GUARDED_DAYS, hour_of
 from replicator.core.errors import UsageError
+from replicator.core.facts import read_fact
 
 QUOTA_PER_HOUR: Final = 120
 """One each half minute: more often than people take them by schedule."""
@@ -41,8 +42,7 @@ def arrivals(catalog: Catalog, volume_id: bytes) -> Arrivals:
     said = catalog.fact(_fact(volume_id))
     if said is None:
         return Arrivals()
-    values = json.loads(said)
-    return Arrivals(**{**values, "crowded": tuple(values["crowded"])})
+    return read_fact(said, Arrivals, name="the copies of a volume")
 
 
 def note_arrivals(catalog: Catalog, volume_id: bytes) -> None:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from replicator.catalog.catalog import Catalog
+from replicator.core.facts import read_fact
 from replicator.store.plan import Plan
 from replicator.store.ports import BlockStore
 
@@ -23,6 +24,20 @@ _DAY_FACT: Final = "gc.day"
 _DAY_NS: Final = 86_400 * 10**9
 _FEW: Final = 5
 """Fewer snapshots than this are one person's afternoon. If they are much of the store, the blocks say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A collection that was held: why, the share that it would have condemned, and the most snapshots of that day."""
+
+    why: str = ""
+    share: float = 0.0
+    peak: int = 0
+
+
+def held_now(catalog: Catalog) -> Held:
+    """Raises `DatabaseDamaged`."""
+    return read_fact(catalog.fact(HELD_FACT) or "{}", Held, name="the collection that is held")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +83,12 @@ class BulkGuard:
 
     def judge(self, plan: Plan, *, share_max: float) -> str:
         stands = self._stands()
-        catalog, alive, held = self._catalog, self.alive(), json.loads(self._catalog.fact(HELD_FACT) or "{}")
+        catalog, alive, held = self._catalog, self.alive(), held_now(self._catalog)
         snapshots = catalog.snapshot_count()
         day = Day(
             snapshots=snapshots,
             alive=alive,
-            peak_snapshots=max(catalog.peak_since(self._now_ns() - _DAY_NS), held.get("peak", 0), snapshots),
+            peak_snapshots=max(catalog.peak_since(self._now_ns() - _DAY_NS), held.peak, snapshots),
             peak_alive=max([alive, *(stand.alive for stand in stands)]),
         )
         return why_held_in_a_day(day, plan, share_max=share_max)
@@ -83,9 +98,8 @@ class BulkGuard:
         catalog = self._catalog
         if held:
             peak = max(catalog.peak_since(self._now_ns() - _DAY_NS), catalog.snapshot_count())
-            before = json.loads(catalog.fact(HELD_FACT) or "{}").get("peak", 0)
-            text = json.dumps({"why": held, "share": plan.share, "peak": max(peak, before)})
-            catalog.set_fact(HELD_FACT, text)
+            before = held_now(catalog).peak
+            catalog.set_fact(HELD_FACT, json.dumps(asdict(Held(held, plan.share, max(peak, before)))))
             return
         if catalog.fact(HELD_FACT):
             catalog.set_fact(HELD_FACT, "")
@@ -103,5 +117,5 @@ class BulkGuard:
 
     def _stands(self) -> list[Stand]:
         since_ns = self._now_ns() - _DAY_NS
-        kept = [Stand(**one) for one in json.loads(self._catalog.fact(_DAY_FACT) or "[]")]
+        kept = read_fact(self._catalog.fact(_DAY_FACT) or "[]", list[Stand], name="the collections of a day")
         return [stand for stand in kept if stand.at_ns > since_ns]

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from replicator.core.database import Database, OpenDatabase
 from replicator.core.errors import ConfigError, DatabaseDamaged, NotFound, StoreError
+from replicator.core.facts import SENSELESS, damaged_cell
 from replicator.core.logging import get_logger
 from replicator.core.ports import WallClock
 
@@ -120,7 +121,7 @@ class JobHistory:
     def _rows(self, clause: str, values: tuple[object, ...]) -> list[JobRow]:
         sql = "SELECT job_id, kind, args, state, created_ns, started_ns, finished_ns, result, error FROM jobs "
         return [
-            JobRow(r[0], r[1], json.loads(r[2]), r[3], r[4], r[5], r[6], _load(r[7]), _load(r[8]))
+            JobRow(r[0], r[1], _load(r[2]) or {}, r[3], r[4], r[5], r[6], _load(r[7]), _load(r[8]))
             for r in self._db.read().execute(sql + clause, values)
         ]
 
@@ -191,5 +192,13 @@ def _open(path: Path, open_database: OpenDatabase) -> Database:
 
 
 def _load(text: str | None) -> dict[str, Any] | None:
-    loaded: dict[str, Any] | None = None if text is None else json.loads(text)
+    """Raises `DatabaseDamaged`. (Names of files may be in it that are no valid text: JSON of Python's own.)"""
+    if text is None:
+        return None
+    try:
+        loaded = json.loads(text)
+    except SENSELESS as error:
+        raise damaged_cell("a job", error) from error
+    if not isinstance(loaded, dict):
+        raise damaged_cell("a job", TypeError("it is no table"))
     return loaded

@@ -4,7 +4,6 @@ Alerts are derived from what is known each time they are asked for; none can be 
 that is no longer true is gone. Each names the thing and the next step.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,9 +12,10 @@ from typing import Final
 from replicator.catalog.lost import RECOVERED
 from replicator.catalog.model import Protection
 from replicator.catalog.retention import hour_of
+from replicator.core.facts import read_fact
 from replicator.core.units import format_span
 from replicator.jobs.arrivals import crowded_hours, quota_of
-from replicator.jobs.bulk import HELD_FACT
+from replicator.jobs.bulk import HELD_FACT, Held
 from replicator.jobs.parts import Parts
 from replicator.monitor.scrub import scrub_forecast
 from replicator.net.mesh import Mesh
@@ -100,7 +100,7 @@ def _of_store(parts: Parts) -> Iterator[Alert]:
         text = f"The {one['what']} ({str(one['subject'])[:16]}) is damaged: {one['cause']} {one['done']}."
         yield Alert("metadata_damaged", str(one["subject"])[:16], text, "`replicator scrub --status` tells all of it.")
     if held := parts.catalog.fact(HELD_FACT):
-        why = json.loads(held)["why"]
+        why = read_fact(held, Held, name="the collection that is held").why
         yield Alert(
             "gc_held", "store", f"A collection is held: {why}.",
             "See `replicator gc --dry-run`. If it is meant, `replicator gc --yes`; if not, `replicator gc --off WHY`.",

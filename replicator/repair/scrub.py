@@ -25,10 +25,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
+import msgspec
 import trio
 
 from replicator.catalog.catalog import Catalog
-from replicator.core.errors import CatalogError
+from replicator.core.errors import CatalogError, DatabaseDamaged
+from replicator.core.facts import SENSELESS, read_fact
 from replicator.core.logging import get_logger
 from replicator.core.ports import Offload, WallClock
 from replicator.core.progress import Progress
@@ -125,7 +127,7 @@ class Scrubber:
         self._lock = trio.Lock()
         self._report = ScrubReport()
         self.pass_now = self._kept_pass()
-        self.findings: list[dict[str, object]] = json.loads(catalog.fact(_FINDINGS) or "[]")
+        self.findings = self._kept_findings()
         """Of the last complete pass and since, newest last."""
         self.rate_seen = 0.0
         """Bytes a second that the disk gave lately."""
@@ -274,8 +276,20 @@ class Scrubber:
     # -- what is kept ---------------------------------------------------------------------
 
     def _kept_pass(self) -> Pass:
-        text = self._catalog.fact(_PASS)
-        return Pass(**json.loads(text)) if text else Pass()
+        try:
+            return read_fact(self._catalog.fact(_PASS) or "{}", Pass, name="the pass of a scrub")
+        except DatabaseDamaged as error:
+            get_logger().warning("scrub.forgotten", found=error.message, then="beginning a new pass")
+            return Pass()
+
+    def _kept_findings(self) -> list[dict[str, object]]:
+        try:
+            kept = json.loads(self._catalog.fact(_FINDINGS) or "[]")
+            return [asdict(one) for one in msgspec.convert(kept, list[Verdict])]
+        except SENSELESS as error:
+            # What still holds is found again by the next pass.
+            get_logger().warning("scrub.forgotten", found=str(error), then="beginning a new list of findings")
+            return []
 
     def _keep_pass(self) -> None:
         self._catalog.set_fact(_PASS, json.dumps(asdict(self.pass_now)))

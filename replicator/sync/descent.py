@@ -54,7 +54,8 @@ async def descend(
             new, old = new - old, old - new
         if len(new) > max(entries_max, 1):
             raise ManifestDamaged("A map has more nodes on one level than its snapshot has entries.")
-        await bring(list(new))
+        # In an order of its own, here and below: the same again another time.
+        await bring(sorted(new))
         if level == 0:
             async for node in _nodes(reader, new, level, shape):
                 for value in node.values:
@@ -76,7 +77,7 @@ async def _below(reader: NodeReader, ids: set[BlockId], level: int, shape: Shape
 
 
 async def _nodes(reader: NodeReader, ids: set[BlockId], level: int, shape: Shape) -> AsyncIterator[Node]:
-    todo = list(ids)
+    todo = sorted(ids)
     for at in range(0, len(todo), _READ_BATCH):
         for block, body in (await reader.read(todo[at : at + _READ_BATCH])).items():
             node = decode_node(body)

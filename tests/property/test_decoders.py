@@ -3,7 +3,9 @@
 `scripts/fuzz --guided` feeds the same list for as long as one likes, led by coverage.
 """
 
+import json
 import struct
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,8 @@ from protocol.wire.envelope import seal
 from protocol.wire.frames import FrameKind, pack_header
 from protocol.wire.hashing import Kind
 from replicator.catalog.manifest.nodes import Shape, encode_node, number_key
+from replicator.catalog.terms import SyncTerms, encode_terms
+from replicator.repair.verdict import Verdict
 from tests.support.decoders import DECODERS, feed
 from tests.support.wire import all_frames, connection
 
@@ -23,6 +27,7 @@ MESSAGE = encode(Refusal(error=3, reason="because"))
 HELLO = b"".join(all_frames(connection(is_dialer=True)))
 FRAMES = pack_header(FrameKind.OPEN, 1, len(MESSAGE)) + MESSAGE
 """From a dialer; a listener opens even numbers."""
+FINDING = Verdict(what="block", subject="ab", cause="corrupt", place="segment 1", done="healed", is_mended=True)
 RIGHT: dict[str, bytes] = {
     "message": MESSAGE,
     "manifest node": encode_node(Shape.PIECES, 0, [number_key(1), number_key(2)], [bytes(36), bytes(36)]),
@@ -44,6 +49,22 @@ RIGHT: dict[str, bytes] = {
     "generation of a store": b"7\n",
     "seed index": struct.pack(">I", 3) + b"abc",
     "seed blocks": SEALED * 2,
+    "cell: what a volume leaves out": b'["*.tmp"]',
+    "cell: addresses of a peer": b'["cabin:7421"]',
+    "cell: rights of a peer": b'{"may": ["sync"], "volumes": []}',
+    "cell: terms of a sync": encode_terms(SyncTerms(tenants=("acme",), cron="0 3 * * *")).encode(),
+    "cell: who was told of a key": f'["{"00" * 32}"]'.encode(),
+    "cell: arguments of a job": b'{"names": ["\\udcff"]}',
+    "cell: result of a job": b'{"blocks": 5}',
+    "cell: error of a job": b'{"message": "no", "code": "store"}',
+    "fact: records that cannot be read": f'["{"00" * 32}"]'.encode(),
+    "fact: peaks": b'{"490000": 12}',
+    "fact: a collection that is held": b'{"why": "many", "share": 0.5, "peak": 9}',
+    "fact: the day's collections": b'[{"at_ns": 5, "alive": 7}]',
+    "fact: copies of a volume": b'{"hour": 5, "count": 2, "counted_ns": 9, "crowded": [4, 5]}',
+    "fact: pass of a scrub": b'{"started_ns": 5, "cursor": "x", "is_deep": true}',
+    "fact: findings of a scrub": json.dumps([asdict(FINDING)]).encode(),
+    "fact: the clock": b'{"last": {"boot": "b", "lived_s": 1.5, "wall_ns": 9}, "drift_s": 0.0}',
 }
 """Where there is one, an input that is taken: what is nearly right reaches further than what is not."""
 

@@ -134,6 +134,7 @@ async def delete(world: World, step: Step) -> None:
     site = world.site(step.site)
     if (snapshot := chosen(site, step)) is None:
         return
+    world.look()
     name = snapshot.snapshot_id
     is_held = name in world.model(site).held
 
@@ -170,6 +171,7 @@ async def _writer_at(site: MemorySite) -> str:
 
 def _delete_all(world: World, site: MemorySite, volume_id: bytes) -> None:
     """Everything of a volume that is under no hold."""
+    world.look()  # A prune may just have let an older one go for the sake of one that goes here.
     for snapshot in site.catalog.snapshots():
         if snapshot.record.volume_id == volume_id and snapshot.snapshot_id not in world.model(site).held:
             world.model(site).deleted.add(snapshot.snapshot_id)

@@ -39,6 +39,7 @@ def protect(world: World, site: MemorySite, volume: Volume, *, tenant: str, live
     orders = [world.tenancy.order(site.name, there, volume.path, is_push=True, tenants=()) for there in to]
     keep = str(volume.keep) if volume.keep and every_s else ""
     site.protect(volume.path, every_s=every_s, keep=keep, to=to, tenant=tenant)
+    world.note_volumes(site)  # Its tenant may leave before anybody looks.
     world.tenancy.is_labelled((site.name, volume.path), label)
     for order in orders:
         world.tenancy.is_ordered(order)

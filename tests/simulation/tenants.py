@@ -111,6 +111,7 @@ async def _delete_all(world: World, volume: Volume) -> None:
     place = (site.name, volume.path)
 
     def deed() -> bool:
+        world.look()  # A prune may just have let an older one go for the sake of one that goes here.
         for snapshot in site.catalog.snapshots():
             if world.tenancy.whose.get(snapshot.record.volume_id) == place and snapshot.snapshot_id not in model.held:
                 model.deleted.add(snapshot.snapshot_id)

@@ -177,14 +177,18 @@ class World:
                 if model.looked_at == state:
                     continue
                 model.looked_at = state
-                for volume in site.catalog.volumes():
-                    if volume.path is not None:
-                        model.paths[volume.volume_id] = volume.path.decode()
-                        self.tenancy.whose[volume.volume_id] = (site.name, volume.path.decode())
+                self.note_volumes(site)
                 for snapshot in site.catalog.snapshots():
                     if snapshot.snapshot_id not in model.seen:
                         model.seen[snapshot.snapshot_id] = snapshot
                         self._note_taken(site, snapshot)
+
+    def note_volumes(self, site: MemorySite) -> None:
+        """Whose each volume is that is protected there: one that is protected no more does not say so itself."""
+        for volume in site.catalog.volumes():
+            if volume.path is not None:
+                self.model(site).paths[volume.volume_id] = volume.path.decode()
+                self.tenancy.whose[volume.volume_id] = (site.name, volume.path.decode())
 
     def _note_taken(self, site: MemorySite, snapshot: Snapshot) -> None:
         record = snapshot.record
@@ -338,7 +342,10 @@ def run_plan(plan: Plan, *, show: Callable[[str], None] | None = None) -> Outcom
 
     problem = ""
     try:
-        with patch("replicator.catalog.records.verify_signature", _VERIFY_ONCE):
+        with (
+            patch("replicator.catalog.records.verify_signature", _VERIFY_ONCE),
+            patch("replicator.sync.receipts.verify_signature", _VERIFY_ONCE),
+        ):
             run_in_virtual_time(main, seed=plan.seed)
     except* Violation as group:
         problem = str(_first(group))

@@ -43,6 +43,7 @@ from replicator.store.replay import sound_blocks
 from replicator.store.sums import SumFiles
 from replicator.sync.difference import DifferenceReader, read_varint
 from replicator.sync.seed import _batches, _read_index
+from tests.support.cells import CELLS
 from tests.support.wire import connection, greeted
 
 Decoder = Callable[[bytes], object]
@@ -139,6 +140,7 @@ def _run(path: Path) -> None:
 
 
 DECODERS: dict[str, Decoder] = {
+    **CELLS,
     "message": _message,
     "manifest node": _node,
     "tree entry": _entry,

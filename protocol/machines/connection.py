@@ -2,7 +2,7 @@
 
 This file does not know which side dialled, except that a dialler's streams have odd numbers;
 and it does no I/O: `receive_data` takes what arrived, `next_event` says what it means,
-`next_frames` hands out what should be written now. Time is an argument where it matters.
+`next_frame` hands out what should be written now. Time is an argument where it matters.
 
 A *stream* is one question and its answers. The opener sends OPEN with a request message;
 both sides may then send messages and blocks until each has set END_STREAM, or one of them
@@ -10,14 +10,13 @@ sends RESET. What a stream sends after its OPEN (messages and blocks alike) is p
 credit that the receiver grants as it works things off, so a slow consumer stops its own
 stream and nobody else's.
 
-What is to be sent waits in one queue a lane; `next_frames` always takes from the lowest
-lane that has something. A repair thus waits behind at most one frame of a bulk transfer.
+What is to be sent waits in one queue a lane (`outbox.py`); `next_frame` always takes from the
+lowest lane that has something. A repair thus waits behind at most one frame of a bulk transfer.
 
 Invariants: no stream sends more than it was granted; a stream id is never used twice; after
 `PeerLeft` or an error no event follows.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -37,6 +36,7 @@ from protocol.machines.events import (
     StreamOpened,
     StreamReset,
 )
+from protocol.machines.outbox import Outbox, Outgoing
 from protocol.messages import blocks, repair, session, snapshots, summary  # noqa: F401  (all messages register here)
 from protocol.messages.registry import Message, decode, encode
 from protocol.messages.session import Hello, Refusal
@@ -49,7 +49,6 @@ from protocol.wire.frames import (
     FrameHeader,
     FrameKind,
     Lane,
-    pack_header,
     parse_frame_header,
 )
 
@@ -70,7 +69,6 @@ ALLOWED: Final[dict[State, frozenset[FrameKind]]] = {
 """Which frames may arrive in which state; anything else ends the connection."""
 
 
-_LANES: Final = tuple(Lane)
 _PONGS_MAX: Final = 64
 """Pings that we owe an answer. An honest peer has one or two on their way; one that sends and never reads
 must not make us keep its bytes."""
@@ -88,17 +86,6 @@ class _Stream:
     end_waits: bool = False
     """We have ended it, and the frame that says so is still queued."""
     they_ended: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Outgoing:
-    kind: FrameKind
-    stream: int
-    is_last: bool
-    """We say no more on the stream after this."""
-    parts: tuple[Buffer, ...]
-    size: int
-    frames: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +119,7 @@ class Connection:
         self._leaving: set[int] = set()
         """Streams of ours that are over for us, and whose last frame still waits: the peer counts them as open."""
         self._pongs_waiting = 0
-        self._lanes: tuple[deque[_Outgoing], ...] = tuple(deque() for _ in Lane)
+        self._outbox = Outbox()
         self._bytes_in = self._bytes_out = self._frames_in = self._frames_out = 0
         self._send(FrameKind.HELLO, 0, encode(hello), lane=Lane.CONTROL)
 
@@ -269,7 +256,7 @@ class Connection:
             self._must_have_been_open(header.stream)
         # Also of a stream that is over for us: an answer that is complete may still wait to be written, for minutes
         # under a slow rule, and nobody wants it any more.
-        self._drop_queued(header.stream)
+        self._outbox.drop(header.stream)
         self._leaving.discard(header.stream)
         if state is None:
             return None
@@ -358,26 +345,17 @@ class Connection:
         state = self._streams.pop(stream, None)
         if state is None or self.state is not State.OPEN:
             return
-        self._drop_queued(stream)
+        self._outbox.drop(stream)
         body = _refusal_body(code, reason)
         if state.open_waits:
             # It must not overtake its OPEN, and must not come long after it either: under a slow rule the peer would
             # answer what nobody wants any more, at a pace that was told it for other work.
-            self._end_with_open(stream, state.lane, body)
+            self._outbox.reset_with_open(stream, body, lane=state.lane)
         else:
             # At once: what is unwanted would otherwise be sent for as long as this waits behind bulk of ours.
             self._send(FrameKind.RESET, stream, body, lane=Lane.CONTROL)
         if self._is_ours(stream):
             self._leaving.add(stream)
-
-    def _end_with_open(self, stream: int, lane: Lane, body: bytes) -> None:
-        """Let the OPEN that waits take its RESET with it: both are written in one go."""
-        queue = self._lanes[lane]
-        at = next(number for number, out in enumerate(queue) if out.stream == stream)
-        asked = queue[at]
-        header = pack_header(FrameKind.RESET, stream, len(body), lane=lane, flags=0)
-        size = asked.size + FRAME_HEADER_BYTES + len(body)
-        queue[at] = _Outgoing(asked.kind, stream, True, (*asked.parts, header, body), size, frames=2)
 
     def ping(self, token: bytes) -> None:
         """Ask for a sign of life; `token` (8 bytes) comes back in `PongReceived`."""
@@ -392,47 +370,36 @@ class Connection:
 
     def forget(self) -> None:
         """The line is gone: let go of everything that waited for it. What is counted stays."""
-        for queue in self._lanes:
-            queue.clear()
+        self._outbox.clear()
         self._streams.clear()
         self._leaving.clear()
         self._buffer = ReceiveBuffer()
 
     def _send(self, kind: FrameKind, stream: int, *parts: Buffer, lane: Lane, flags: int = 0) -> None:
-        size = sum(map(len, parts))
-        header = pack_header(kind, stream, size, lane=lane, flags=flags)
-        # (An OPEN may be our last word too, but a RESET can still follow it, and no answer can precede it.)
-        is_last = kind is FrameKind.RESET or (kind is not FrameKind.OPEN and bool(flags & END_STREAM))
+        out = self._outbox.add(kind, stream, parts, lane=lane, flags=flags)
         state = self._streams.get(stream)
         if state is not None:
-            state.queued += size
-            state.end_waits = state.end_waits or is_last
-        self._lanes[lane].append(_Outgoing(kind, stream, is_last, (header, *parts), size + FRAME_HEADER_BYTES))
+            state.queued += out.size - FRAME_HEADER_BYTES
+            state.end_waits = state.end_waits or out.is_last
 
     # -- what goes out now ----------------------------------------------------------------
 
     def next_lane(self) -> tuple[Lane, int] | None:
         """The lane whose turn it is and the size of its next frame; None if nothing is waiting."""
-        for number, queue in enumerate(self._lanes):
-            if queue:
-                return _LANES[number], queue[0].size
-        return None
+        return self._outbox.next_lane()
 
     def next_frame(self) -> tuple[Buffer, ...]:
         """Take the next frame in the order of the lanes; its parts are to be written one after the other.
 
         A question that is not wanted any more is followed by its RESET in the same parts.
         """
-        for queue in self._lanes:
-            if queue:
-                out = queue.popleft()
-                self._note_written(out)
-                self._bytes_out += out.size
-                self._frames_out += out.frames
-                return out.parts
-        raise AssertionError("nothing to send")
+        out = self._outbox.take()
+        self._note_written(out)
+        self._bytes_out += out.size
+        self._frames_out += out.frames
+        return out.parts
 
-    def _note_written(self, out: _Outgoing) -> None:
+    def _note_written(self, out: Outgoing) -> None:
         if out.kind is FrameKind.PONG:
             self._pongs_waiting -= 1
         if out.is_last:
@@ -450,13 +417,6 @@ class Connection:
         state = self._streams.get(stream)
         return 0 if state is None else state.queued
 
-    def _drop_queued(self, stream: int) -> None:
-        for queue in self._lanes:
-            if any(out.stream == stream for out in queue):
-                kept = [out for out in queue if out.stream != stream or out.kind is FrameKind.OPEN]
-                queue.clear()
-                queue.extend(kept)
-
     def _forget_if_over(self, stream: int, state: _Stream) -> None:
         if state.we_ended and state.they_ended:
             del self._streams[stream]
@@ -470,7 +430,7 @@ class Connection:
             frames_in=self._frames_in,
             frames_out=self._frames_out,
             streams_open=len(self._streams),
-            queued_bytes=sum(out.size for queue in self._lanes for out in queue),
+            queued_bytes=self._outbox.size,
         )
 
 

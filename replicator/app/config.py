@@ -123,6 +123,10 @@ def load_config(path: Path) -> NodeConfig:
         raise ConfigError(
             f"There is no node in {path.parent}.", hint="Make one with `replicator init`, or give --state."
         ) from None
+    except PermissionError:
+        raise ConfigError(
+            f"{path} may not be read by this user.", hint="Be the user that runs the node, or root; or give --state."
+        ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
     return parse_config(raw, where=str(path))

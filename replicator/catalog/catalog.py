@@ -31,6 +31,8 @@ _PEAKS: Final = "snapshots.peaks"
 _HOUR_NS: Final = 3600 * 10**9
 _PEAKS_KEPT_H: Final = 48
 """Hours of which is known how many snapshots there were: more than anybody looks back."""
+_ID_DIGITS_MIN: Final = 4
+"""Of a snapshot's id: fewer soon name another one as well."""
 
 
 def _open(path: Path, open_database: OpenDatabase) -> Database:
@@ -215,7 +217,8 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
     def find_snapshot(self, text: str) -> Snapshot:
         """By the beginning of its id, or `VOLUME@latest`, or `VOLUME` for its newest. Raises `NotFound`."""
         lowered = text.lower()
-        if len(text) >= 4 and all(letter in "0123456789abcdef" for letter in lowered):
+        is_id = bool(text) and all(letter in "0123456789abcdef" for letter in lowered)
+        if is_id and len(text) >= _ID_DIGITS_MIN:
             if len(text) == 2 * SNAPSHOT_ID_BYTES and self.has_snapshot(bytes.fromhex(text)):
                 return self.snapshot(bytes.fromhex(text))  # The usual case, and the only one that an index serves.
             sql = "SELECT snapshot_id FROM snapshots WHERE hex(snapshot_id) LIKE ?"
@@ -224,7 +227,13 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
                 return self.snapshot(rows[0][0])
             if rows:
                 raise UsageError(f"{len(rows)} snapshots begin with {text}.", hint="Give more of the id.")
-        volume = self.find_volume(text.removesuffix("@latest"))
+        try:
+            volume = self.find_volume(text.removesuffix("@latest"))
+        except NotFound as error:
+            if is_id and len(text) < _ID_DIGITS_MIN:
+                hint = f"To name a snapshot by its id, give {_ID_DIGITS_MIN} digits of it at least."
+                raise NotFound(error.message, hint=hint) from None
+            raise
         found = self.snapshots(volume.volume_id)
         if not found:
             raise NotFound(f"Volume {volume.name!r} has no snapshot here yet.")
@@ -253,7 +262,10 @@ class Catalog(Promises, Syncs, Copies, Rules, Successions, RepairLines):
         for one in gone:
             if one.held:
                 name = one.snapshot_id.hex()[:12]
-                raise Held(f"Snapshot {name} is held: {one.held}.", hint="Release it first.")
+                raise Held(
+                    f"Snapshot {name} is held: {one.held}.",
+                    hint=f"Release it first: `replicator snapshot release {name}`.",
+                )
         now = self._clock.now_ns()
         with self.db.write() as connection:
             _note_peak(connection, now)

@@ -63,5 +63,12 @@ def format_span(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     if days:
-        return f"{days}d {hours}h"
-    return f"{hours}h {minutes:02}m" if hours else f"{minutes}m {left:02}s"
+        return _with(f"{days}d", f"{hours}h" if hours else "")
+    if hours:
+        return _with(f"{hours}h", f"{minutes:02}m" if minutes else "")
+    return _with(f"{minutes}m", f"{left:02}s" if left else "")
+
+
+def _with(whole: str, part: str) -> str:
+    """What was asked for as `30d` is shown as it was asked for."""
+    return f"{whole} {part}" if part else whole

@@ -108,7 +108,7 @@ class JobHistory:
             return self._unwritten[job_id]
         rows = self._rows("WHERE job_id = ?", (job_id,))
         if not rows:
-            raise NotFound(f"There is no job {job_id!r}.")
+            raise NotFound(f"There is no job {job_id!r}.", hint="`replicator jobs list` shows the newest.")
         return rows[0]
 
     def unfinished(self) -> list[JobRow]:

@@ -119,12 +119,16 @@ def _volumes(volumes: list[dict[str, Any]]) -> Iterable[Metric]:
     classes = _family(
         "volume_classes", "Groups of sites that hold the same of it; 1 is agreement.", ["volume", "origin", "volume_id"]
     )
+    skipped = _family(
+        "volume_skipped_paths", "Paths that the newest snapshot could not read.", ["volume", "origin", "volume_id"]
+    )
     success = _family("protection_last_success_seconds", "Since the last good scheduled snapshot.", ["volume"])
     due = _family("protection_next_run_seconds", "Until the next scheduled snapshot.", ["volume"])
     for volume in volumes:
         labels = [volume["name"], volume["origin"], volume["volume_id"][:8]]
         count.add_metric(labels, volume["snapshots"])
         classes.add_metric(labels, len(volume["classes"]))
+        skipped.add_metric(labels, volume["skipped"])
         if volume["newest_age_s"] is not None:
             age.add_metric(labels, volume["newest_age_s"])
         promise = volume["protection"]
@@ -132,7 +136,7 @@ def _volumes(volumes: list[dict[str, Any]]) -> Iterable[Metric]:
             due.add_metric([volume["name"]], promise["next_run_s"])
             if promise["last_success_s"] is not None:
                 success.add_metric([volume["name"]], promise["last_success_s"])
-    return [count, age, classes, success, due]
+    return [count, age, classes, skipped, success, due]
 
 
 def _syncs(syncs: list[dict[str, Any]]) -> Iterable[Metric]:

@@ -130,6 +130,7 @@ def _volumes(sources: StatusSources, now: int, receipts: Receipts, members: set[
                 "newest": None if newest is None else newest.snapshot_id.hex(),
                 "newest_age_s": None if newest is None else _age(now, newest.record.taken_ns),
                 "size_bytes": 0 if newest is None else newest.record.size_bytes,
+                "skipped": 0 if newest is None else newest.record.skipped,
                 "protection": _promise(promises.get(volume.volume_id), now),
                 "held_by": sorted(
                     catalog.peers.name_of(site)

@@ -88,9 +88,10 @@ def cabin(folder: Path, home: Node) -> Iterator[Node]:
         (("snapshot", "show", "data", "no/such/folder"), 66, "no/such/folder"),
         (("restore", "abcdef0123", "{folder}/x"), 66, "abcdef0123"),
         (("verify", "abcdef0123"), 66, "abcdef0123"),
+        (("snapshot", "delete", "ab"), 66, "4 digits"),
         (("throttle", "--out", "fast"), 64, "fast"),
         (("gc", "--grace", "soon"), 64, "soon"),
-        (("jobs", "show", "nojob"), 66, "nojob"),
+        (("jobs", "show", "nojob"), 66, "jobs list"),
         (("jobs", "cancel", "nojob"), 66, "nojob"),
         (("up", "--detach"), 75, "running already"),
     ],
@@ -192,6 +193,17 @@ def test_what_is_no_longer_protected_is_left_out_of_a_snapshot_of_everything(tmp
         assert len(node.cli("snapshot", "create", "--json").json["snapshots"]) == 2
 
 
+def test_where_there_is_no_node_one_is_told_so_and_not_to_start_it(folder: Path) -> None:
+    expect(run_cli("status", state=folder / "no such"), 69, "There is no node", "replicator init")
+
+
+def test_what_the_environment_says_of_certificates_is_no_business_of_the_command_line(home: Node) -> None:
+    environment = {**os.environ, "SSL_CERT_FILE": "/no/such/file", "HTTP_PROXY": "http://127.0.0.1:1"}
+    command = [*PROGRAM, "status", "--state", str(home.root)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done
+
+
 # -- pairing ----------------------------------------------------------------------------------
 
 
@@ -272,6 +284,12 @@ def test_a_file_that_may_not_be_read_is_named_and_the_rest_is_kept(tmp_path: Pat
             node.job("restore", snapshot="data", target=str(target / "data"), overwrite=False)
             back = tree_of(target / "data")
             assert back == {name: body for name, body in tree_of(data).items() if name != "secret"}
+            assert [one["skipped"] for one in node.status()["volumes"]] == [1]
+            assert "left out: 1" in node.cli("status").out, "also of snapshots that nobody saw being taken"
+            other = ("setpriv", "--reuid", "65533", "--regid", "65533", "--clear-groups")
+            command = [*other, *PROGRAM, "status", "--state", str(node.root)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 69 and "This user may not speak to the node" in done.stderr, done
         finally:
             node.kill()
             node.client.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.nodes import (
+    PROGRAM,
     Forks,
     Node,
     Said,
@@ -147,3 +148,19 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_kept_and_goes_on_once_there
     finally:
         inside.run(["!", f"kill $(cat {state}/store/lock)"])
         inside.close()
+
+
+def test_a_node_without_a_page_names_none_when_it_is_up(tmp_path: Path) -> None:
+    write_state(tmp_path / "home", "home")
+    with subprocess.Popen(
+        [*PROGRAM, "up", "--state", str(tmp_path / "home")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as up:
+        try:
+            assert up.stdout is not None
+            said = up.stdout.readline()
+        finally:
+            up.terminate()
+    assert said.startswith("home is up: peers at 127.0.0.1:") and "http" not in said

@@ -58,7 +58,7 @@ def test_a_promise_that_is_kept_is_quiet_and_one_that_is_not_is_an_alarm_after_t
     watched.clock.advance(2)
     [alert] = watched.alerts()
     assert (alert.kind, alert.subject) == ("schedule_missed", "data")
-    assert "2h 00m ago" in alert.text and alert.hint
+    assert "2h ago" in alert.text and alert.hint
     catalog.note_protection_result(volume, error="")
     assert watched.kinds() == []
 

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
 
@@ -11,13 +11,18 @@ from replicator.app.cli.output import Output
 from replicator.app.config import StateFolder, default_state
 from replicator.core.errors import NodeDown, UsageError
 
+_STATE: Final = (
+    "The node's folder; default: $REPLICATOR_STATE, else /var/lib/replicator for root and ~/.local/state/replicator "
+    "for others."
+)
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Common:
     """Options of every command."""
 
-    state: Annotated[Path | None, Parameter(help="The node's folder; default: $REPLICATOR_STATE.")] = None
+    state: Annotated[Path | None, Parameter(help=_STATE)] = None
     json: Annotated[bool, Parameter(negative="", help="Print one JSON value instead of text.")] = False
 
     @property
@@ -32,10 +37,21 @@ DEFAULT = Common()
 
 
 def connect(common: Common, *, patience_s: float = 0.0) -> Any:
-    """A client of the running node. It is imported here because importing HTTP takes longer than most commands."""
+    """A client of the running node. It is imported here because importing HTTP takes longer than most commands.
+
+    Raises `NodeDown` where starting one would not help: there is none, or it is somebody else's.
+    """
     from replicator.api.client import NodeClient
 
-    return NodeClient(common.folder.socket, patience_s=patience_s)
+    folder = common.folder
+    if os.path.exists(folder.root) and not os.access(folder.root, os.R_OK | os.W_OK | os.X_OK):
+        raise NodeDown(
+            f"This user may not speak to the node in {folder.root}.",
+            hint="Be the user that runs it, or root; or give --state.",
+        )
+    if not os.path.exists(folder.config) and not os.path.exists(folder.socket):
+        raise NodeDown(f"There is no node in {folder.root}.", hint="Make one with `replicator init`, or give --state.")
+    return NodeClient(folder.socket, patience_s=patience_s)
 
 
 def in_url(name: str) -> str:

@@ -150,7 +150,7 @@ def up(
 
     def ready(address: str, http: str) -> None:
         value = {"site": config.name, "address": address, "http": http, "pid": os.getpid()}
-        said = f"{config.name} is up: peers at {address}, status at http://{http}/v1/status"
+        said = f"{config.name} is up: peers at {address}" + (f", status at http://{http}/v1/status" if http else "")
         output.result(value, lambda: print(said))
         sys.stdout.flush()
 
@@ -251,7 +251,7 @@ def _print_status(page: dict[str, Any]) -> None:
         table(rows, ("SITE", "LINK", "RTT", "SEEN", ""))
     if page["volumes"]:
         print()
-        head = ("VOLUME", "KIND", "FROM", "SNAPSHOTS", "SIZE", "NEWEST", "LAST SUCCESS", "NEXT", "HELD ALSO BY")
+        head = ("VOLUME", "KIND", "FROM", "SNAPSHOTS", "SIZE", "NEWEST", "LAST SUCCESS", "NEXT", "HELD ALSO BY", "")
         table([_volume_row(volume) for volume in page["volumes"]], head)
     if page["standing"]["peers"] and page["volumes"]:
         print()
@@ -295,4 +295,5 @@ def _volume_row(volume: dict[str, Any]) -> tuple[object, ...]:
         "-" if promise is None else age(promise["last_success_s"]),
         "-" if promise is None else f"in {format_span(max(0.0, promise['next_run_s']))}",
         ", ".join(volume["held_by"]) or "-",
+        f"left out: {volume['skipped']:,}" if volume["skipped"] else "",
     )

@@ -102,8 +102,13 @@ def table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> None:
         print("  ".join(cells).rstrip())
 
 
+_ID_DIGITS: Final = 8
+
+
 def _looks_numeric(cell: str) -> bool:
-    return cell[:1].isdigit() or cell in ("-", "")
+    """Ids are not: whether one begins with a digit is chance, and must not move its column."""
+    is_id = len(cell) >= _ID_DIGITS and all(letter in "0123456789abcdef" for letter in cell)
+    return (cell[:1].isdigit() and not is_id) or cell in ("-", "")
 
 
 def link_word(peer: dict[str, Any]) -> str:

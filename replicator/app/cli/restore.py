@@ -54,7 +54,7 @@ def restore(
             f"{format_span(value['took_s'])}."
         )
         for problem in value["problems"]:
-            print(shown(f"  {problem['path']}: {problem['reason']}"))
+            print(shown(f"  {problem['path'] or '.'}: {problem['reason']}"))
 
     output.result(value, human)
     return EXIT_FINDINGS if value.get("problems_count") else EXIT_OK

@@ -79,7 +79,7 @@ advertise = {advertise}
 http = {http}
 
 # Bulk traffic to and from all peers together: "none", "20MB/s", "100Mbit/s".
-# Repairs and the control of links are never held back.
+# Repairs (see `repair_rate`) and the control of links are never held back by these.
 rate_out = {rate_out}
 rate_in = {rate_in}
 

@@ -48,6 +48,8 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
     """Everything is read again within this span."""
     scrub_rate: str = "50MB/s"
     """At most so fast, and not at all while others work, as long as there is time."""
+    repair_rate: str = "none"
+    """What is mended at leisure comes no faster; a block that somebody waits for always does."""
     gc: str = "on"
     """"off" is the kill switch: nothing is deleted from the store."""
     segment_size: str = "64MiB"
@@ -77,7 +79,7 @@ advertise = {advertise}
 http = {http}
 
 # Bulk traffic to and from all peers together: "none", "20MB/s", "100Mbit/s".
-# Repairs and the control of links are never held back.
+# Repairs (see `repair_rate`) and the control of links are never held back by these.
 rate_out = {rate_out}
 rate_in = {rate_in}
 
@@ -96,6 +98,10 @@ scrub_every = "30d"
 
 # At most so fast, and not at all while jobs, syncs or restores are at work, as long as there is time.
 scrub_rate = "50MB/s"
+
+# What repairs that nobody waits for may take from peers, as when a whole store is lost: like "20MB/s".
+# The bandwidth rules do not bind repairs.
+repair_rate = "none"
 
 # "off" stops all deletion from the store, at once after a restart; `replicator gc --off` does without one.
 gc = "on"
@@ -168,6 +174,7 @@ def _check_values(config: NodeConfig, where: str) -> None:
         ("gc_grace", parse_span, config.gc_grace),
         ("scrub_every", _scrub_span, config.scrub_every),
         ("scrub_rate", _scrub_rate, config.scrub_rate),
+        ("repair_rate", parse_rate, config.repair_rate),
         ("segment_size", parse_size, config.segment_size),
         ("reserve", parse_size, config.reserve),
         ("ballast", parse_size, config.ballast),

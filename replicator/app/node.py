@@ -31,6 +31,8 @@ from replicator.app.upkeep import Ballasting, Collecting, Comparing, Mending, Sc
 from replicator.catalog.model import Snapshot
 from replicator.core.logging import get_logger
 from replicator.core.memory import keep_freed_memory, settle_heap
+from replicator.core.throttle import BURST_S, TokenBucket
+from replicator.core.units import parse_rate
 from replicator.core.workers import Worker, WorkerRunner
 from replicator.jobs.kinds import job_kinds
 from replicator.jobs.parts import Parts
@@ -55,7 +57,13 @@ def _parts(base: Base, *, mesh: Mesh | None, wake: Callable[[], None]) -> Parts:
     healer = None
     if mesh is not None:
         healer = Healer(
-            store=store, catalog=catalog, offload=offload, clock=clock, entropy=base.entropy, links=mesh.connected
+            store=store,
+            catalog=catalog,
+            offload=offload,
+            clock=clock,
+            entropy=base.entropy,
+            links=mesh.connected,
+            leisure=TokenBucket(parse_rate(base.config.repair_rate), clock=base.monotonic, burst_s=BURST_S),
         )
     reader = HealingReader(store, offload=offload, healer=healer)
     heal = healer.heal if healer is not None else None

@@ -9,6 +9,9 @@ second waits for the first one's answer.
 
 `heal` returns when what it could mend is durable. `bring` is for readers: it hands out the proven bytes as
 they came, without a second look at the disk, and their flush is shared with those of the next ones.
+
+Whoever waits for a block is never held back by a rate. What is mended at leisure goes past a bucket, `repair_rate`:
+a whole store that comes back would otherwise fill the wire for hours, ahead of everything that a rule binds.
 """
 
 from collections import Counter, deque
@@ -32,6 +35,7 @@ from replicator.core.errors import PeerError, StoreError
 from replicator.core.logging import get_logger
 from replicator.core.nursery import open_work_nursery
 from replicator.core.ports import Entropy, Offload, WallClock
+from replicator.core.throttle import TokenBucket
 from replicator.net.link import Link
 from replicator.repair.peers import PATIENCE_S, Peers
 from replicator.repair.putback import SETTLE_BYTES, PutBack
@@ -78,11 +82,14 @@ class Healer:
         clock: WallClock,
         entropy: Entropy,
         links: Callable[[], Sequence[Link]],
+        leisure: TokenBucket,
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._offload = offload
         self._peers = Peers(links, entropy)
+        self._leisure = leisure
+        """What binds questions that no reader waits for."""
         self._put_back = PutBack(store=store, catalog=catalog, clock=clock)
         self._under_way: dict[BlockId, _Portion] = {}
         self._room = trio.Semaphore(_QUESTIONS_MAX)
@@ -191,8 +198,10 @@ class Healer:
             theirs: dict[_Portion, list[Fault]] = {}
             async with open_work_nursery() as nursery:
                 while todo:
+                    if not is_read:
+                        await self._wait_for_leisure()
                     await self._room.acquire()
-                    portion = self._next_portion(todo, theirs)
+                    portion = self._next_portion(todo, theirs, bytes_max=self._portion_bytes(is_read=is_read))
                     nursery.start_soon(self._work_off, portion, found if is_read else None, tell)
             for portion, wanted in theirs.items():
                 await portion.over.wait()
@@ -204,20 +213,34 @@ class Healer:
                     todo += [fault for fault in wanted if fault.block_id not in portion.bodies]
         return found
 
-    def _next_portion(self, todo: deque[Fault], theirs: dict[_Portion, list[Fault]]) -> _Portion:
+    async def _wait_for_leisure(self) -> None:
+        """Before a question has its room, so that a reader's never waits behind it."""
+        while (delay := self._leisure.delay_s()) > 0:
+            self._leisure.note_wait(delay)
+            await trio.sleep(delay)
+
+    def _portion_bytes(self, *, is_read: bool) -> int:
+        """A peer answers a question as fast as it can, so a small rate asks for little at a time: a second of it."""
+        rate = 0 if is_read else self._leisure.rate_bytes
+        return min(_ASK_BYTES_MAX, rate) if rate else _ASK_BYTES_MAX
+
+    def _next_portion(self, todo: deque[Fault], theirs: dict[_Portion, list[Fault]], *, bytes_max: int) -> _Portion:
         """Take from `todo` what one question may ask for. What is under way already is added to `theirs`."""
         some: list[Fault] = []
         size = 0
-        while todo and size < _ASK_BYTES_MAX and len(some) < _ASK_BLOCKS_MAX:
+        while todo and size < bytes_max and len(some) < _ASK_BLOCKS_MAX:
             fault = todo.popleft()
             if (other := self._under_way.get(fault.block_id)) is not None:
                 theirs.setdefault(other, []).append(fault)
                 continue
             some.append(fault)
-            size += fault.place.length if fault.place is not None else self._block_bytes
+            size += self._size_of(fault)
         portion = _Portion(some)
         self._under_way.update(dict.fromkeys(portion.ids, portion))
         return portion
+
+    def _size_of(self, fault: Fault) -> int:
+        return fault.place.length if fault.place is not None else self._block_bytes
 
     async def _work_off(
         self, portion: _Portion, found: dict[BlockId, Buffer] | None, tell: Callable[[int], None] | None
@@ -227,6 +250,8 @@ class Healer:
                 # Somebody else may have mended some before they were ours to ask for.
                 absent = set(await self._offload.run(self._put_back.absent, portion.ids))
                 portion.left = {block: fault for block, fault in portion.left.items() if block in absent}
+            if found is None:
+                self._leisure.take(sum(map(self._size_of, portion.left.values())))
             await self._ask_around(portion, is_read=found is not None)
             portion.is_answered = True
         finally:

@@ -47,6 +47,7 @@ def test_an_unknown_key_without_a_neighbour_lists_what_there_is() -> None:
         ("rate_out", "fast"), ("rate_in", "10 apples"), ("gc_grace", "soon"), ("scrub_every", "5 minutes"),
         ("segment_size", "big"), ("reserve", "-1"), ("log_level", "loud"), ("name", "no spaces"), ("name", ""),
         ("name", 5), ("protocol", "0"), ("protocol", "99"), ("protocol", "new"), ("workers", "many"), ("workers", "65"),
+        ("repair_rate", "slowly"),
     ],
 )  # fmt: skip
 def test_a_value_that_makes_no_sense_is_named(key: str, value: Any) -> None:

@@ -285,6 +285,8 @@ def _classes(volume: dict[str, Any]) -> str:
 
 def _volume_row(volume: dict[str, Any]) -> tuple[object, ...]:
     promise = volume["protection"]
+    # A node that was not started again since the program was upgraded does not say it.
+    left_out = volume.get("skipped", 0)
     return (
         volume["name"],
         volume["kind"],
@@ -295,5 +297,5 @@ def _volume_row(volume: dict[str, Any]) -> tuple[object, ...]:
         "-" if promise is None else age(promise["last_success_s"]),
         "-" if promise is None else f"in {format_span(max(0.0, promise['next_run_s']))}",
         ", ".join(volume["held_by"]) or "-",
-        f"left out: {volume['skipped']:,}" if volume["skipped"] else "",
+        f"left out: {left_out:,}" if left_out else "",
     )

@@ -31,7 +31,8 @@ def throttle(
     """Change the bandwidth rules of the running node; links stay up. Without options, show them.
 
     A rule that is set here is kept over restarts and outranks config.toml until --reset. A single sync has its own
-    with `sync add --rate`. Repairs are never held back. Exit codes: 0, 64 not a rule, 66 no such peer, 69 down.
+    with `sync add --rate`. Repairs have `repair_rate` in config.toml instead.
+    Exit codes: 0, 64 not a rule, 66 no such peer, 69 down.
     """
     from replicator.core.throttle import BURST_S, parse_rule
 

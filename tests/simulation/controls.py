@@ -24,7 +24,7 @@ from replicator.jobs import pruning as pruning_module
 from replicator.jobs.collection import CollectionJobs
 from replicator.jobs.replicate import SyncJobs
 from replicator.jobs.scheduler import Scheduler
-from replicator.repair.ask import Healer
+from replicator.repair.putback import PutBack
 from replicator.repair.scrub import Scrubber
 from replicator.store.leases import Leases
 from replicator.store.ports import Lease
@@ -177,7 +177,7 @@ CONTROLS: Final[dict[str, Control]] = {
         lambda: [patch.object(TokenBucket, "take", _nothing)], 10, Faults()
     ),
     "a repair without its line": Control(
-        lambda: [patch.object(Healer, "_end_lines", _nothing)], 10, Faults(rots=3, losses=3)
+        lambda: [patch.object(PutBack, "_end_lines", _nothing)], 10, Faults(rots=3, losses=3)
     ),
     "a scrub that takes no care": Control(
         lambda: [patch.object(Scrubber, "_take_care", _careless)], 10, Faults(rots=3, losses=3)

@@ -1,7 +1,8 @@
 """Leaving out steps of a failing plan until each that is left is needed.
 
-Whole sorts of step are tried first, then halves, quarters and so on down to single ones (ddmin). A
-plan that fails in another way counts as failing: what matters is that some promise is broken.
+All steps at once are tried first, as a world may break without any; then whole sorts of step, then halves,
+quarters and so on down to single ones (ddmin). A plan that fails in another way counts as failing: what matters
+is that some promise is broken.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,9 @@ def shrink(
 
     if not still_fails(left_out):
         raise ValueError("this plan breaks no promise")
+    everything = frozenset(step.number for step in plan.steps)
+    if everything != left_out and still_fails(everything):
+        return everything
     for verb in sorted({step.verb for step in plan.steps}):
         coarse = left_out | {step.number for step in plan.steps if step.verb == verb}
         if coarse != left_out and still_fails(coarse):

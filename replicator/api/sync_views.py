@@ -17,7 +17,7 @@ from replicator.jobs.due import pending_snapshots
 from replicator.jobs.parts import Parts
 from replicator.jobs.plans import describe_plan
 from replicator.jobs.pulls import Pulls
-from replicator.jobs.replicate import SyncJobs
+from replicator.jobs.replicate import SyncJobs, order_of
 from replicator.jobs.runner import JobRunner
 from replicator.monitor.status import describe_job
 from replicator.monitor.syncs import SyncSources, describe_sync, queue
@@ -131,7 +131,7 @@ class SyncViews:
         return queue(self._sources, self._parts.clock.now_ns())
 
     def history(self, sync_id: str, *, limit: int) -> list[dict[str, Any]]:
-        """Runs that have brought something over, newest first, with what was planned and what it took."""
+        """Runs, newest first: with which peer, what was planned, and what it took."""
         if sync_id:
             self._parts.catalog.sync(sync_id)
         jobs = [
@@ -139,7 +139,16 @@ class SyncViews:
             for view in self._jobs.views(limit=_HISTORY_JOBS)
             if view.row.kind == "sync" and sync_id in ("", view.row.args.get("sync", ""))
         ]
-        return [describe_job(view) for view in jobs[: min(limit, _HISTORY_JOBS)]]
+        return [
+            describe_job(view) | {"peer": self._peer_of(view.row.args)} for view in jobs[: min(limit, _HISTORY_JOBS)]
+        ]
+
+    def _peer_of(self, args: dict[str, Any]) -> str:
+        """Empty if the order, or the peer, is not known any more."""
+        try:
+            return self._parts.catalog.peers.name_of(order_of(args, self._parts).peer)
+        except NotFound:
+            return ""
 
     async def plan(self, sync_id: str) -> list[dict[str, Any]]:
         """What each snapshot that is still to go would take. Raises `NotFound`, `PeerError`."""

@@ -109,6 +109,8 @@ def test_one_that_fails_says_how_often_and_when_it_tries_again_and_one_that_is_r
         assert "right to offer" in state
         alerts = {alert["kind"] for alert in home.status()["alerts"]}
         assert "sync_blocked" in alerts
+        rows = home.cli("sync", "history").out.splitlines()[1:]
+        assert rows and all(re.match(r"(failed|running|queued) +cabin ", row) for row in rows), "also of what failed"
         # It goes on by itself once that is mended: never given up.
         assert cabin.cli("pair", "policy", "home", "--allow", "offer").code == 0
         eventually(lambda: len(snapshots_of(cabin)) == 1, seconds=40)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from replicator.app.cli.common import DEFAULT, Common, connect, in_url, run_job, run_job_anywhere
-from replicator.app.cli.output import Output, describe_progress, table
+from replicator.app.cli.output import Output, describe_progress, round_trips, table
 from replicator.core.errors import EXIT_FINDINGS, EXIT_OK, UsageError
 from replicator.core.paths import shown
 from replicator.core.units import format_span
@@ -56,7 +56,7 @@ def verify(
 
     With --with, compare instead, by Merkle summaries, what a peer holds of it with what is here; what either lacks it
     fetches. Exit codes: 0 whole, 1 something was missing, 66 no such snapshot or peer, 69 the peer is not reachable,
-    75 the store is in use.
+    75 the store is in use, 77 the peer does not hold it, or may not be asked.
     """
     output = common.output()
     if peer:
@@ -81,7 +81,7 @@ def _verify_with(snapshot: str, peer: str, common: Common, output: Output) -> in
         print(
             f"{value['volume']} {value['snapshot'][:12]}: {value['blocks']:,} blocks here, {value['shared']:,} of them "
             f"at {value['peer']}; it lacks {value['peer_lacks']}, we lack {value['we_lack']}{fetched} "
-            f"({value['summary_bytes']:,} bytes of summaries, {value['round_trips']} round trips)"
+            f"({value['summary_bytes']:,} bytes of summaries, {round_trips(value['round_trips'])})"
         )
 
     output.result(value, human)

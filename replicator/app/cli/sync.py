@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from replicator.app.cli.common import DEFAULT, Common, connect, in_url, run_job
-from replicator.app.cli.output import age, table
+from replicator.app.cli.output import age, round_trips, table
 from replicator.core.errors import NotFound
 from replicator.core.paths import shown
 from replicator.core.units import format_size, format_span, parse_span
@@ -148,7 +148,7 @@ def _print_runs(runs: list[dict[str, Any]]) -> None:
                 f"{sent['blocks']:,} blocks, "
                 f"{format_size(sent['block_bytes'])} in {format_span(sent['took_s'])} "
                 f"({format_size(sent['rate_bytes'])}/s), {sent['blocks_twice']} sent twice; "
-                f"the difference took {format_size(sent['summary_bytes'])} and {sent['round_trips']} round trips"
+                f"the difference took {format_size(sent['summary_bytes'])} and {round_trips(sent['round_trips'])}"
             )
             if sent["planned"] is not None:
                 planned = sent["planned"]
@@ -246,7 +246,17 @@ def _history_row(
     job: dict[str, Any], result: dict[str, Any], sent: dict[str, Any] | None, error: dict[str, Any]
 ) -> tuple[object, ...]:
     if sent is None:
-        return (job["state"], result.get("peer", "-"), "-", "-", "-", "-", "-", "-", error.get("message", ""))
+        return (
+            job["state"],
+            job["peer"] or result.get("peer", "-"),
+            "-",
+            "-",
+            "-",
+            "-",
+            "-",
+            "-",
+            error.get("message", ""),
+        )
     planned = sent.get("planned") or {}
     # What went ahead is in both columns: it was sent before there could be a plan.
     ahead = sent["ahead_bytes"]

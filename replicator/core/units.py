@@ -54,6 +54,11 @@ def format_size(count: float) -> str:
     return f"{count:.2f} TB"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 block`, `2 blocks`: for nouns that take an s."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def format_span(seconds: float) -> str:
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"

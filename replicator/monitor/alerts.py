@@ -78,7 +78,8 @@ def _of_store(parts: Parts) -> Iterator[Alert]:
             f"when the clock is back, or has gone steadily for {left} more.",
         )  # fmt: skip
     if counted.broken_blocks:
-        text = f"{counted.broken_blocks} blocks are broken and no peer has given a sound copy yet."
+        few = "1 block is" if counted.broken_blocks == 1 else f"{counted.broken_blocks:,} blocks are"
+        text = f"{few} broken and no peer has given a sound copy yet."
         yield Alert("blocks_broken", "store", text, "Run `replicator repair`; it lists what they touch.")
     if unread := parts.catalog.lost.unread():
         text = f"The records of {len(unread)} snapshots cannot be read, so nothing is collected."

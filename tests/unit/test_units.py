@@ -6,7 +6,7 @@ import pytest
 
 from replicator.core.errors import UsageError
 from replicator.core.progress import Progress
-from replicator.core.units import format_size, format_span, parse_rate, parse_size, parse_span
+from replicator.core.units import counted, format_size, format_span, parse_rate, parse_size, parse_span
 from tests.support.clocks import FakeMonotonic
 
 
@@ -84,3 +84,7 @@ def test_progress_of_unknown_length_has_no_end_and_bounded_memory() -> None:
         progress.advance(1)
     assert progress.view().eta_s is None
     assert len(progress._marks) < 100
+
+
+def test_one_thing_is_not_told_as_many() -> None:
+    assert [counted(n, "block") for n in (0, 1, 2, 12_345)] == ["0 blocks", "1 block", "2 blocks", "12,345 blocks"]

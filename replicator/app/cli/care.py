@@ -6,10 +6,10 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from replicator.app.cli.common import DEFAULT, Common, connect, in_url, run_job, run_job_anywhere
-from replicator.app.cli.output import Output, describe_progress, round_trips, table
+from replicator.app.cli.output import Output, describe_progress, table
 from replicator.core.errors import EXIT_FINDINGS, EXIT_OK, UsageError
 from replicator.core.paths import shown
-from replicator.core.units import format_span
+from replicator.core.units import counted, format_span
 
 jobs = App(name="jobs", help="Work that is going on, and work that is done.")
 
@@ -39,7 +39,7 @@ def repair(*, common: Common = DEFAULT) -> int:
     value = run_job(common, output, "repair", {})
 
     def human() -> None:
-        print(f"{value['damaged']} blocks were broken.")
+        print(f"{counted(value['damaged'], 'block')} {'was' if value['damaged'] == 1 else 'were'} broken.")
         print_damage(value)
 
     output.result(value, human)
@@ -64,7 +64,8 @@ def verify(
     value = run_job_anywhere(common, output, "verify", {"snapshot": snapshot} if snapshot else {})
 
     def human() -> None:
-        print(f"{value['snapshots']} snapshots, {value['blocks']:,} blocks proven, {value['damaged']} damaged.")
+        proven = f"{counted(value['snapshots'], 'snapshot')}, {counted(value['blocks'], 'block')} proven"
+        print(f"{proven}, {value['damaged']:,} damaged.")
         print_damage(value)
 
     output.result(value, human)
@@ -79,9 +80,10 @@ def _verify_with(snapshot: str, peer: str, common: Common, output: Output) -> in
     def human() -> None:
         fetched = f", of which {value['mended']} came meanwhile" if value["we_lack"] else ""
         print(
-            f"{value['volume']} {value['snapshot'][:12]}: {value['blocks']:,} blocks here, {value['shared']:,} of them "
-            f"at {value['peer']}; it lacks {value['peer_lacks']}, we lack {value['we_lack']}{fetched} "
-            f"({value['summary_bytes']:,} bytes of summaries, {round_trips(value['round_trips'])})"
+            f"{value['volume']} {value['snapshot'][:12]}: {counted(value['blocks'], 'block')} here, "
+            f"{value['shared']:,} of them at {value['peer']}; "
+            f"it lacks {value['peer_lacks']}, we lack {value['we_lack']}{fetched} "
+            f"({value['summary_bytes']:,} bytes of summaries, {counted(value['round_trips'], 'round trip')})"
         )
 
     output.result(value, human)

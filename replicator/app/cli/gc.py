@@ -6,7 +6,7 @@ from cyclopts import App, Parameter
 
 from replicator.app.cli.common import DEFAULT, Common, connect, run_job
 from replicator.core.errors import EXIT_FINDINGS, EXIT_OK, NodeDown, UsageError
-from replicator.core.units import format_size, parse_span
+from replicator.core.units import counted, format_size, parse_span
 
 
 def register(app: App) -> None:
@@ -47,15 +47,16 @@ def gc(
 
 def _print_done(value: dict[str, Any]) -> None:
     if "undone" in value:
-        print(f"{value['undone']} blocks will stay.")
+        print(f"{counted(value['undone'], 'block')} will stay.")
         return
     would = "would be " if value["dry_run"] else ""
     print(
-        f"{value['blocks_condemned']:,} blocks {would}condemned ({format_size(value['bytes_condemned'])}, "
+        f"{counted(value['blocks_condemned'], 'block')} {would}condemned ({format_size(value['bytes_condemned'])}, "
         f"{value['share_condemned']:.1%} of the store)."
     )
-    print(f"{value['blocks_swept']:,} blocks {would}freed ({format_size(value['bytes_swept'])}).")
-    print(f"{value['segments_removed']} segment files {would}removed ({format_size(value['bytes_freed'])} of disk).")
+    print(f"{counted(value['blocks_swept'], 'block')} {would}freed ({format_size(value['bytes_swept'])}).")
+    files = counted(value["segments_removed"], "segment file")
+    print(f"{files} {would}removed ({format_size(value['bytes_freed'])} of disk).")
     if value["writers_waited_for"]:
         print(f"{value['writers_waited_for']} writers and readers are at work: what they may need stays.")
     if value["stopped"]:

@@ -118,9 +118,5 @@ def link_word(peer: dict[str, Any]) -> str:
     return f"now {peer['replaced_by']}?" if peer["replaced_by"] else "no link"
 
 
-def round_trips(count: int) -> str:
-    return f"{count} round trip{'' if count == 1 else 's'}"
-
-
 def age(seconds: float | None) -> str:
     return "never" if seconds is None else f"{format_span(seconds)} ago"

@@ -9,7 +9,7 @@ from replicator.app.cli.care import print_damage
 from replicator.app.cli.common import DEFAULT, Common, connect, run_job_anywhere
 from replicator.app.cli.output import age, table
 from replicator.core.errors import EXIT_FINDINGS, EXIT_OK, NodeDown
-from replicator.core.units import format_size, format_span
+from replicator.core.units import counted, format_size, format_span
 
 
 def register(app: App) -> None:
@@ -41,7 +41,7 @@ def scrub(
     def human() -> None:
         soft = f", {value['soft_errors']} soft errors" if value["soft_errors"] else ""
         size = format_size(value["sealed_bytes"])
-        print(f"{value['blocks']:,} blocks read ({size}), {value['damaged']} damaged{soft}.")
+        print(f"{counted(value['blocks'], 'block')} read ({size}), {value['damaged']} damaged{soft}.")
         print_damage(value)
         _print_findings([one for one in value["verdicts"] if one["what"] in ("index", "catalogue", "record")])
 

@@ -1,13 +1,13 @@
 """`seed export`, `seed import`: the first copy by a disk that travels."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from replicator.app.cli.common import DEFAULT, Common, run_job_anywhere
 from replicator.core.errors import EXIT_OK
-from replicator.core.units import format_size
+from replicator.core.units import counted, format_size
 
 seed = App(name="seed", help="The first copy by a disk that travels; the wire then brings only what changed since.")
 
@@ -31,7 +31,7 @@ def export(
     output = common.output()
     value = run_job_anywhere(common, output, "seed-export", {"path": str(path.absolute()), "names": list(names)})
     size = format_size(value["sealed_bytes"])
-    output.result(value, lambda: print(f"{len(value['snapshots'])} snapshots, {value['blocks']:,} blocks, {size}."))
+    output.result(value, lambda: print(f"{_what(value)}, {size}."))
     return EXIT_OK
 
 
@@ -46,7 +46,9 @@ def take_in(
     output = common.output()
     value = run_job_anywhere(common, output, "seed-import", {"path": str(path.absolute())})
     size, new = format_size(value["sealed_bytes"]), value["blocks_new"]
-    output.result(
-        value, lambda: print(f"{len(value['snapshots'])} snapshots, {value['blocks']:,} blocks ({size}), {new:,} new.")
-    )
+    output.result(value, lambda: print(f"{_what(value)} ({size}), {new:,} new."))
     return EXIT_OK
+
+
+def _what(value: dict[str, Any]) -> str:
+    return f"{counted(len(value['snapshots']), 'snapshot')}, {counted(value['blocks'], 'block')}"

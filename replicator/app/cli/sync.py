@@ -5,10 +5,10 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from replicator.app.cli.common import DEFAULT, Common, connect, in_url, run_job
-from replicator.app.cli.output import age, round_trips, table
+from replicator.app.cli.output import age, table
 from replicator.core.errors import NotFound
 from replicator.core.paths import shown
-from replicator.core.units import format_size, format_span, parse_span
+from replicator.core.units import counted, format_size, format_span, parse_span
 
 sync = App(name="sync", help="Standing site syncs: snapshots go to a peer, or are fetched from one.")
 incoming = App(name="incoming", help="What this site keeps of volumes that come from other sites.")
@@ -145,10 +145,11 @@ def _print_runs(runs: list[dict[str, Any]]) -> None:
                 print(f"{shown(sent['volume'])} {sent['snapshot'][:12]}: {said} went while it was taken; then")
             print(
                 f"{shown(sent['volume'])} {sent['snapshot'][:12]} {way} {shown(one['peer'])}: "
-                f"{sent['blocks']:,} blocks, "
+                f"{counted(sent['blocks'], 'block')}, "
                 f"{format_size(sent['block_bytes'])} in {format_span(sent['took_s'])} "
                 f"({format_size(sent['rate_bytes'])}/s), {sent['blocks_twice']} sent twice; "
-                f"the difference took {format_size(sent['summary_bytes'])} and {round_trips(sent['round_trips'])}"
+                f"the difference took {format_size(sent['summary_bytes'])} and "
+                f"{counted(sent['round_trips'], 'round trip')}"
             )
             if sent["planned"] is not None:
                 planned = sent["planned"]

@@ -71,25 +71,31 @@ async def _forgive(world: World) -> None:
 async def _rest(world: World) -> None:
     """What is still to be brought is brought. A pull looks now and then only, and what it finds may be passed on."""
     for _ in world.sites:
-        began, before = trio.current_time(), sum(len(model.seen) for model in world.models.values())
+        before = sum(len(model.seen) for model in world.models.values())
         await _settle(world, "syncs", lambda: [one for site in world.sites if (one := _waits_for(world, site))])
         await _settle(world, "jobs", lambda: [s.name for s in world.sites if _busy(s)])
-        looked = partial(_pulls_to_come, world, since=began)
+        for site in world.sites:
+            _pulls(site)._seen.clear()  # As after a start: each looks within a second, and not when its turn comes.
+        looked = partial(_pulls_to_come, world)
         await _settle(world, "pulls", lambda looked=looked: [one for s in world.sites if (one := looked(s))])
         world.look()
         if before == sum(len(model.seen) for model in world.models.values()):
             return
 
 
-def _pulls_to_come(world: World, site: MemorySite, *, since: float) -> str:
-    """The pulls of a site that have not looked since then, or have found what is not here yet."""
-    pulls = next(one for one in site.node.workers._workers if isinstance(one, Pulls))
+def _pulls(site: MemorySite) -> Pulls:
+    return next(one for one in site.node.workers._workers if isinstance(one, Pulls))
+
+
+def _pulls_to_come(world: World, site: MemorySite) -> str:
+    """The pulls of a site that have not looked yet, or have found what is not here yet."""
+    pulls = _pulls(site)
     waiting: list[str] = []
     for sync in site.catalog.syncs():
         if sync.terms.direction != PULL or sync.paused or not sync.terms.open_hours.at(site.machine.clock.now_ns()):
             continue
         name, seen = site.catalog.peers.name_of(sync.peer), pulls._seen.get(sync.sync_id)
-        if seen is None or seen.at < since:
+        if seen is None:
             waiting.append(f"{site.name}<{name}: no look yet")
             continue
         wanted = {one.record.snapshot_id for one in pulls.pending(sync)}

@@ -106,7 +106,7 @@ class _Image:
     def __init__(self, source: ImageSource, config: IngestConfig) -> None:
         self.path = source.path
         self._block_bytes = config.image_block_bytes
-        self._batch_bytes = max(config.batch_bytes // config.image_block_bytes, 1) * config.image_block_bytes
+        self._batch_bytes = max(config.image_batch_bytes // config.image_block_bytes, 1) * config.image_block_bytes
         self._zeros: Final = bytes(config.image_block_bytes)
         self._buffers: SimpleQueue[bytearray] = SimpleQueue()
         self.trusts_holes = False

@@ -14,7 +14,7 @@ from replicator.core.errors import SourceError
 from replicator.ingest import image
 from replicator.ingest.config import IngestConfig
 from replicator.ingest.sources import ImageSource, Taken
-from tests.support.alone import Site
+from tests.support.alone import SMALL, Site
 
 BLOCK = 65536
 CONFIG = IngestConfig(batch_bytes=4 * BLOCK)
@@ -97,7 +97,7 @@ async def test_holes_of_an_image_that_holds_still_are_not_read(site: Site, tmp_p
     sparse_image(tmp_path / "image")
     taken = await take_image(site, tmp_path / "image")
     assert list(await blocks(site, taken.root)) == [500]
-    assert taken.bytes_read <= 4 * BLOCK
+    assert taken.bytes_read <= SMALL.image_batch_bytes
 
 
 async def test_holes_of_an_image_touched_just_now_are_read_with_the_same_root(site: Site, tmp_path: Path) -> None:
